@@ -1,0 +1,50 @@
+# `make install` makes .venv; every other target calls it first and is quick when nothing changed.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: install demo test test-all check format docs bench toy clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: set PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/glassworks demo --out demo
+
+test: install
+	$(BIN)/pytest -m "not slow and not gpu"
+
+test-all: install
+	$(BIN)/pytest
+
+check: install
+	$(BIN)/ruff format --check src tests tools examples benchmarks
+	$(BIN)/ruff check src tests tools examples benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff format src tests tools examples benchmarks
+	$(BIN)/ruff check --fix src tests tools examples benchmarks
+
+docs: install
+	$(BIN)/python tools/write_docs.py
+
+bench: install
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/overhead.py
+
+toy: install
+	$(BIN)/python tools/train_toy.py
+
+clean:
+	rm -rf $(VENV) demo build dist

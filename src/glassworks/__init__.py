@@ -1,0 +1,69 @@
+"""Glassworks: look inside large models, change what they compute, and run, share, train and shrink them.
+
+    import glassworks as gw
+
+    model = gw.load("toy")
+    with model.trace("The Eiffel Tower is in the city of") as t:
+        model.layers[1].mlp.output[:, -1] = 0
+        top = model.logits[:, -1].argmax(-1).save()
+    print(model.decode(top))
+
+Importing this has no effects and imports no torch: names are looked up when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from glassworks.errors import (
+    GlassworksError,
+    GraphError,
+    InputError,
+    LimitExceeded,
+    ModelError,
+    NotSaved,
+    OrderError,
+    RemoteError,
+    ScopeError,
+    Unauthorized,
+    UnknownOperation,
+    UnknownSite,
+    WireError,
+    WriteError,
+)
+
+if TYPE_CHECKING:
+    from glassworks.graph.graph import Graph
+    from glassworks.graph.operations import operations
+    from glassworks.load import load, wrap
+    from glassworks.serve.connect import connect
+    from glassworks.trace.block import input
+    from glassworks.trace.value import Value, values
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Graph": "glassworks.graph.graph",
+    "Value": "glassworks.trace.value",
+    "connect": "glassworks.serve.connect",
+    "input": "glassworks.trace.block",
+    "load": "glassworks.load",
+    "operations": "glassworks.graph.operations",
+    "values": "glassworks.trace.value",
+    "wrap": "glassworks.load",
+}
+
+__all__ = [
+    "GlassworksError", "Graph", "GraphError", "InputError", "LimitExceeded", "ModelError", "NotSaved", "OrderError",
+    "RemoteError", "ScopeError", "Unauthorized", "UnknownOperation", "UnknownSite", "Value", "WireError", "WriteError",
+    "connect", "input", "load", "operations", "values", "wrap",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"glassworks has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

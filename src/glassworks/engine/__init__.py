@@ -1,0 +1,1 @@
+"""Requests run here: the local backend, and the one generation loop."""

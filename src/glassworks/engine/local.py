@@ -1,0 +1,182 @@
+"""The local backend: a graph meets a model that is here.
+
+Splits an experiment into forward passes (`graph.place`), makes a padded batch of each, lets a runtime perform it while
+one interpreter a graph looks on, and gathers the saves.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from glassworks.engine.batch import padded, placed
+from glassworks.engine.loop import Generated, generate
+from glassworks.engine.sampling import Sampler
+from glassworks.errors import InputError
+from glassworks.graph.backend import Experiment, Generation, Inputs, Results, run_in_order
+from glassworks.graph.graph import Graph
+from glassworks.graph.nodes import ALL_ROWS
+from glassworks.graph.place import Forward, Plan, place
+from glassworks.graph.sites import SiteTable
+from glassworks.run.frame import Frame
+from glassworks.run.interpret import Interpreter
+from glassworks.run.rows import Slot
+
+_WHOLE = Slot(0, 1, {}, {}, True)
+
+
+class LocalBackend:
+    """Runs graphs on a runtime.
+
+    Args:
+        runtime: performs forward steps. table: the site table, or what makes one from inputs (of a plain module).
+        defaults: the model's generation settings.
+    """
+
+    def __init__(
+        self,
+        runtime: Any,
+        table: SiteTable | Callable[[Inputs | None], SiteTable],
+        *,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.runtime = runtime
+        self._table = table
+        self._defaults = defaults or {}
+        forward = inspect.signature(runtime.module.forward).parameters
+        self._takes = frozenset(forward)
+
+    def sites(self, inputs: Inputs | None = None) -> SiteTable:
+        """The site table; of a plain module for inputs of these shapes (without any: its modules only)."""
+        return self._table if isinstance(self._table, SiteTable) else self._table(inputs)
+
+    def run_session(self, experiments: Sequence[Experiment]) -> list[Results]:
+        """Several experiments in order, values handed on."""
+        return run_in_order(self, experiments)
+
+    def run(self, graph: Graph, inputs: Inputs, generation: Generation | None = None) -> Results:
+        """Run a graph; its saves by name. Errors of nodes keep their type and carry the user's line."""
+        if graph.invokes != len(inputs.invokes):
+            raise InputError(f"the graph has {graph.invokes} invokes and was given rows for {len(inputs.invokes)}")
+        table = self.sites(inputs)
+        plan = place(
+            graph, table, row_counts=[len(rows.ids) or 1 for rows in inputs.invokes], rows=inputs.rows,
+            generating=generation is not None, alone=frozenset(k for k, rows in enumerate(inputs.invokes) if rows.kwargs and not table.plain),
+        )  # fmt: skip
+        frame = Frame(graph, plan, named=inputs.named, device=self.runtime.device, parameter=self.runtime.parameter)
+        run = _Run(self, table, frame, inputs, generation)
+        with torch.no_grad():
+            run.everything(plan)
+        return Results(frame.saves, run.forwards, run.alive, frame.gradients)
+
+
+class _Run:
+    def __init__(
+        self,
+        backend: LocalBackend,
+        table: SiteTable,
+        frame: Frame,
+        inputs: Inputs,
+        generation: Generation | None,
+    ) -> None:
+        self.backend, self.table, self.frame = backend, table, frame
+        self.inputs, self.generation = inputs, generation
+        self.forwards = 0
+        self.alive: list[Any] = [[] for _ in inputs.invokes]
+
+    def everything(self, plan: Plan) -> None:
+        empty = Forward(0, (), (), frozenset(), 0, any(f.has_backward for f in plan.forwards))
+        self._interpreter(empty, {}, ()).prelude()
+        for forward in plan.forwards:
+            if self.table.plain:
+                self._plain(forward)
+            elif self.generation is None:
+                self._trace(forward)
+            else:
+                self._generate(forward, self.generation)
+
+    def _interpreter(self, forward: Forward, slots: Mapping[int, Slot], rows: Sequence[int]) -> Interpreter:
+        return Interpreter(self.frame, forward, self.table, slots=slots, rows=rows, callee=self.backend.runtime)
+
+    def _plain(self, forward: Forward) -> None:
+        [invoke] = forward.invokes
+        own = self.inputs.invokes[invoke]
+        interpreter = self._interpreter(forward, {invoke: _WHOLE, ALL_ROWS: _WHOLE}, (invoke,))
+        device = self.backend.runtime.device
+        self.forwards += 1
+        self.backend.runtime.step(placed(list(own.args), device), placed(dict(own.kwargs), device), [interpreter])
+
+    def _batch(self, forward: Forward) -> Any:
+        own = {invoke: self.inputs.invokes[invoke] for invoke in forward.invokes}
+        firsts, at = {}, 0
+        for invoke, rows in enumerate(self.inputs.invokes):
+            firsts[invoke] = at
+            at += len(rows.ids)
+        return padded(own, firsts, device=self.backend.runtime.device, pad=self._pad())
+
+    def _pad(self) -> int:
+        return int(self.backend._defaults.get("pad_token_id") or 0)
+
+    def _trace(self, forward: Forward) -> None:
+        batch = self._batch(forward)
+        two = self.table.encoder_decoder
+        inputs = dict(batch.kwargs)
+        inputs["input_ids"] = batch.ids
+        sizes = {"batch": len(batch.numbers), "seq": batch.ids.shape[1], "source": batch.ids.shape[1]}
+        if two:
+            start = Sampler(self.backend._defaults, {}, prompt_length=0, device=batch.ids.device).start
+            inputs.setdefault("decoder_input_ids", torch.full((len(batch.numbers), 1), start, device=batch.ids.device))
+            sizes["seq"] = inputs["decoder_input_ids"].shape[1]
+            slots = batch.slots("source", tokens=sizes["seq"])
+        else:
+            slots = batch.slots("seq")
+            if "position_ids" in self.backend._takes:
+                inputs.setdefault("position_ids", batch.positions)
+        if batch.padded:
+            inputs.setdefault("attention_mask", batch.mask.long())
+        if "use_cache" in self.backend._takes:
+            inputs.setdefault("use_cache", False)
+        interpreter = self._interpreter(forward, slots, batch.numbers)
+        interpreter.sizes = sizes
+        self.forwards += 1
+        self.backend.runtime.step((), inputs, [interpreter])
+
+    def _generate(self, forward: Forward, generation: Generation) -> None:
+        batch = self._batch(forward)
+        sampler = Sampler(
+            self.backend._defaults,
+            generation.options,
+            prompt_length=batch.ids.shape[1],
+            device=batch.ids.device,
+        )
+        interpreter = self._interpreter(forward, {}, batch.numbers)
+        found = generate(
+            self.backend.runtime, batch, interpreter, sampler, max_new_tokens=generation.max_new_tokens,
+            seed=self.frame.graph.seed, encoder_decoder=self.table.encoder_decoder,
+            last_token_only=self._last_token_only(forward),
+        )  # fmt: skip
+        self.forwards += found.steps
+        self._keep(batch, found)
+        interpreter.finish({invoke: self._own(batch, invoke, found.tokens) for invoke in (*forward.invokes, ALL_ROWS)})
+
+    def _last_token_only(self, forward: Forward) -> bool:
+        """Whether the prompt's logits before the last are of no interest."""
+        if "logits_to_keep" not in self.backend._takes:
+            return False
+        logits = self.table.sites["logits"].order
+        return not any(logits - 2 <= event < len(self.table.events) for event, _ in forward.actions)
+
+    def _own(self, batch: Any, invoke: int, tokens: torch.Tensor) -> torch.Tensor:
+        if invoke == ALL_ROWS:
+            return tokens
+        start = batch.starts[invoke]
+        own = tokens[start : start + len(batch.lengths[invoke])]
+        steps = len(self.alive[invoke])
+        return own[:, :steps]
+
+    def _keep(self, batch: Any, found: Generated) -> None:
+        for invoke, start in batch.starts.items():
+            count = len(batch.lengths[invoke])
+            rows = [live[start : start + count].tolist() for live in found.alive]
+            self.alive[invoke] = [own for own in rows if any(own)]

@@ -1,0 +1,76 @@
+"""Every error that Glassworks raises on purpose, as one tree.
+
+    GlassworksError
+    ├── GraphError            what was written in a block cannot be
+    │   ├── UnknownSite       no such place in this model          (also AttributeError)
+    │   ├── UnknownOperation  not in the table of operations       (also TypeError)
+    │   ├── OrderError        used before it can exist
+    │   ├── WriteError        a write that cannot be done exactly
+    │   ├── ScopeError        outside its block, invoke or steps
+    │   └── NotSaved          read after the block, without save
+    ├── ModelError            a model that cannot be loaded, wrapped or understood
+    ├── InputError            a prompt or an argument that cannot be used (also ValueError)
+    └── RemoteError           a service said no, or could not be reached
+        ├── WireError         bytes that are not a message of ours  (also ValueError)
+        ├── LimitExceeded     over a limit of the service
+        └── Unauthorized      no key, or not a valid one
+
+An error that comes out of torch or of a model keeps its own type; the line of the user's that led to it is
+added as a note (PEP 678). Each message says what was expected, what was given and what to do.
+"""
+
+
+class GlassworksError(Exception):
+    """The root: `except gw.GlassworksError` catches all of ours."""
+
+
+class GraphError(GlassworksError):
+    """What was written in a block cannot be."""
+
+
+class UnknownSite(GraphError, AttributeError):
+    """The model has no site of that name; the message names the nearest, or the reason it is absent."""
+
+
+class UnknownOperation(GraphError, TypeError):
+    """The operation is not in the table of permitted operations; the message names the nearest."""
+
+
+class OrderError(GraphError):
+    """A value is used at a place in the forward pass that comes before the value exists."""
+
+
+class WriteError(GraphError):
+    """A write that cannot be done exactly, is never dropped: it is refused with what to write instead."""
+
+
+class ScopeError(GraphError):
+    """A value or a site was used outside the block, invoke or steps that it belongs to."""
+
+
+class NotSaved(GraphError):
+    """A value was read after its block although it was not saved."""
+
+
+class ModelError(GlassworksError):
+    """A model cannot be loaded, wrapped or understood."""
+
+
+class InputError(GlassworksError, ValueError):
+    """A prompt or an argument cannot be used."""
+
+
+class RemoteError(GlassworksError):
+    """A service refused, failed or could not be reached."""
+
+
+class WireError(RemoteError, ValueError):
+    """Bytes that are not a message of ours; the message names the field or the byte range."""
+
+
+class LimitExceeded(RemoteError):
+    """Over a limit of the service; the message names the limit and both figures."""
+
+
+class Unauthorized(RemoteError):
+    """No key was given, or one that the service does not know."""

@@ -1,0 +1,1 @@
+"""The idea of the package, on the standard library alone: an experiment as data."""

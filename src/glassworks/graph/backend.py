@@ -1,0 +1,114 @@
+"""The outer seam: a backend answers `sites()` and `run(...)`, and nobody above it can tell which one it is.
+
+What goes in and comes out is plain data: prompts are token ids, tensors are constants (see `wire`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from glassworks.errors import InputError
+from glassworks.graph.graph import Graph
+from glassworks.graph.sites import SiteTable
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of one invoke.
+
+    Attributes:
+        ids: token ids, a tuple a row; empty for a module that reads no tokens.
+        args: positional arguments of a plain module; tensors, numbers, and lists, tuples or dicts of them.
+        kwargs: keyword arguments that go to the model.
+    """
+
+    ids: tuple[tuple[int, ...], ...] = ()
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a graph runs on: `invokes` in the order of the graph's, `named` tensors for its inputs.
+
+    `rows` bounds the rows of one forward pass.
+    """
+
+    invokes: tuple[Rows, ...]
+    named: Mapping[str, Any] = field(default_factory=dict)
+    rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows is not None and (type(self.rows) is not int or self.rows < 1):
+            raise InputError(f"rows must be a positive int, got {self.rows!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """How to generate: at most `max_new_tokens` new tokens a row, and transformers' names for the rest."""
+
+    max_new_tokens: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if type(self.max_new_tokens) is not int or self.max_new_tokens < 0:
+            raise InputError(f"max_new_tokens must be an int of at least 0, got {self.max_new_tokens!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Results(Mapping[str, Any]):
+    """Saved values by name: a tensor, or a list with an entry a step.
+
+    Attributes:
+        values: the saves.
+        forwards: how many forward passes were run (a generation counts one a step).
+        alive: of a generation, for each invoke, which rows were live at each step (a list of lists of bools).
+        gradients: number of a captured tensor that trains -> what the backwards add to its `.grad`.
+    """
+
+    values: Mapping[str, Any]
+    forwards: int = 0
+    alive: Sequence[Sequence[Sequence[bool]]] = ()
+    gradients: Mapping[int, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+class Backend(Protocol):
+    """Where graphs run."""
+
+    def sites(self, inputs: Inputs | None = None) -> SiteTable:
+        """The model's site table; of a plain module, for inputs of these shapes."""
+
+    def run(self, graph: Graph, inputs: Inputs, generation: Generation | None = None) -> Results:
+        """Run an experiment and give its saves."""
+
+    def run_session(self, experiments: Sequence["Experiment"]) -> list[Results]:
+        """Run several, in order, as one job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """One run of a session. `links`: name of an input -> (number of an earlier experiment, name of its save)."""
+
+    graph: Graph
+    inputs: Inputs
+    generation: Generation | None = None
+    links: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+
+
+def run_in_order(backend: Backend, experiments: Sequence[Experiment]) -> list[Results]:
+    """A session on a backend that is at hand: one run after the other, values handed on."""
+    done: list[Results] = []
+    for experiment in experiments:
+        linked = {name: done[number][save] for name, (number, save) in experiment.links.items()}
+        inputs = replace(experiment.inputs, named={**experiment.inputs.named, **linked})
+        done.append(backend.run(experiment.graph, inputs, experiment.generation))
+    return done

@@ -1,0 +1,404 @@
+"""What a stranger's experiments may ask for: decided from the request, the site table and the limits alone.
+
+Everything is refused before any model work: what is over a limit, with both figures; what is not permitted or
+not there, with the user's own line. Order errors are found by placing the graph, as it will be placed when it
+runs.
+
+Surprises:
+- Arguments that look harmless change weights in place: `embedding(..., max_norm=)` and the `inplace` flag of
+  activations, also by position.
+- A string is an argument only where it is short (`reduction="mean"`, an einsum equation), and never of `to`,
+  where it would name a device; `view` takes no dtype.
+- Generation options are a list of permitted names: among transformers' own are some that run code from a
+  repository.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from glassworks.errors import GlassworksError, GraphError, InputError, LimitExceeded, UnknownOperation
+from glassworks.graph.backend import Experiment, Generation, Inputs, Rows
+from glassworks.graph.graph import Graph
+from glassworks.graph.messages import Request
+from glassworks.graph.nodes import Dtype, Node, Ref
+from glassworks.graph.operations import look_up
+from glassworks.graph.place import place
+from glassworks.graph.sites import SiteTable
+from glassworks.graph.wire import ITEM_BYTES, Blob
+
+TEXT_CHARACTERS = 64
+_KEYWORDS = "out device generator memory_format pin_memory requires_grad layout inplace max_norm"
+_OPTIONS = """bad_words_ids decoder_start_token_id do_sample eos_token_id epsilon_cutoff eta_cutoff min_new_tokens min_p
+no_repeat_ngram_size num_beams pad_token_id repetition_penalty suppress_tokens temperature top_k top_p typical_p"""
+REFUSED_KEYWORDS = frozenset(_KEYWORDS.split())
+GENERATION_OPTIONS = frozenset(_OPTIONS.split())
+_INPLACE_AT = {
+    "relu": 1, "silu": 1, "mish": 1, "relu6": 1, "hardsigmoid": 1, "hardswish": 1, "selu": 1, "elu": 2,
+    "celu": 2, "leaky_relu": 2, "hardtanh": 3, "threshold": 3, "dropout": 3,
+}  # fmt: skip
+"""Position of the `inplace` flag among the arguments of an activation."""
+_MAX_NORM_AT = 3
+_ARGUMENTS = {
+    "read": "", "write": "R", "skip": "R", "item": "Ri", "parameter": "", "constant": "i",
+    "result": "", "backward": "R", "grad": "RR", "grad_write": "RRR", "save": "R",
+}  # fmt: skip
+"""Arguments by kind: R a node, i a number."""
+_SAVE_KEYWORDS: dict[str, tuple[Any, ...]] = {
+    "reduce": (None, "mean", "sum"),
+    "single": (True, False),
+    "each": (True, False),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one request may ask for.
+
+    Attributes:
+        body_bytes: the request as it travels.
+        experiments: runs in one request.
+        nodes: of all graphs together.
+        constants_bytes: captured tensors and tensors among the inputs, together, each once.
+        rows: of one experiment, over its invokes.
+        tokens_per_row: of a prompt.
+        tokens: of one experiment's prompts together.
+        max_new_tokens: a row.
+        result_bytes: the saves of all experiments together.
+    """
+
+    body_bytes: int = 256 * 2**20
+    experiments: int = 1024
+    nodes: int = 20_000
+    constants_bytes: int = 192 * 2**20
+    rows: int = 1024
+    tokens_per_row: int = 8192
+    tokens: int = 2**18
+    max_new_tokens: int = 1024
+    result_bytes: int = 256 * 2**20
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not int or value < 1:
+                raise InputError(f"the limit {field.name} must be a positive int, got {value!r}")
+
+
+def check_request(
+    request: Request,
+    table: SiteTable,
+    limits: Limits,
+    *,
+    table_of: Callable[[Inputs], SiteTable] | None = None,
+) -> None:
+    """Refuse what is over a limit or cannot be; give nothing if all is well.
+
+    `table_of` gives the site table of a plain module for inputs that are within the limits.
+
+    Raises:
+        LimitExceeded: names the limit and both figures.
+        GraphError: a node that cannot be, with its line.
+        InputError: prompts or arguments that cannot be used.
+    """
+    experiments = request.experiments
+    _within("experiments", len(experiments), limits.experiments, "send them in several requests")
+    _within(
+        "nodes",
+        sum(len(e.graph) for e in experiments),
+        limits.nodes,
+        "split the experiment into several requests",
+    )
+    _check_bytes(experiments, limits)
+    for number, experiment in enumerate(experiments):
+        try:
+            _check_experiment(experiment, table, limits)
+            _check_links(experiments, number)
+            _check_graph(experiment, table_of(experiment.inputs) if table_of and table.plain else table)
+        except GlassworksError as error:
+            if len(experiments) == 1:
+                raise
+            raise type(error)(f"experiment {number} of {len(experiments)}: {error}") from None
+
+
+def _within(limit: str, given: int, allowed: int, advice: str) -> None:
+    if given > allowed:
+        raise LimitExceeded(f"{limit}: {given} asked for, {allowed} allowed; {advice}")
+
+
+def _check_bytes(experiments: tuple[Experiment, ...], limits: Limits) -> None:
+    sizes: dict[int, int] = {}
+    for experiment in experiments:
+        held: list[Any] = [*experiment.graph.constants, experiment.inputs.named]
+        held += [part for rows in experiment.inputs.invokes for part in (rows.args, rows.kwargs)]
+        sizes.update((id(blob), blob.size_bytes) for blob in _leaves(held) if isinstance(blob, Blob))
+    _within(
+        "constants_bytes",
+        sum(sizes.values()),
+        limits.constants_bytes,
+        "send smaller tensors, or a narrower dtype",
+    )
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _leaves(item)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
+    else:
+        yield value
+
+
+# Inputs.
+
+
+def check_inputs(inputs: Inputs, table: SiteTable, limits: Limits) -> None:
+    """Refuse prompts and arguments that are over a limit or cannot be.
+
+    Raises:
+        LimitExceeded: names the limit and both figures.
+        InputError: names the invoke and the row.
+    """
+    for k, rows in enumerate(inputs.invokes):
+        _check_rows(rows, table, limits, f"invoke {k}")
+    _within("rows", sum(row_counts(inputs)), limits.rows, "send fewer prompts at once")
+    tokens = sum(len(row) for rows in inputs.invokes for row in rows.ids)
+    _within("tokens", tokens, limits.tokens, "send fewer or shorter prompts at once")
+
+
+def _check_experiment(experiment: Experiment, table: SiteTable, limits: Limits) -> None:
+    graph, inputs = experiment.graph, experiment.inputs
+    if len(inputs.invokes) != graph.invokes:
+        raise InputError(f"the graph has {graph.invokes} invokes, and inputs for {len(inputs.invokes)} came with it")
+    check_inputs(inputs, table, limits)
+    if experiment.generation is not None:
+        _check_generation(experiment.generation, limits)
+    given = {*inputs.named, *experiment.links}
+    for n, node in enumerate(graph.nodes):
+        if node.kind == "input" and node.target not in given:
+            raise InputError(f"the input {node.target!r} is missing; given: {sorted(given)}\n  at {graph.where(n)}")
+
+
+def row_counts(inputs: Inputs) -> tuple[int, ...]:
+    """Rows of each invoke; an invoke without token ids counts as one."""
+    return tuple(max(1, len(rows.ids)) for rows in inputs.invokes)
+
+
+def _check_rows(rows: Rows, table: SiteTable, limits: Limits, where: str) -> None:
+    if not (rows.ids or rows.args or rows.kwargs):
+        raise InputError(f"{where} has no rows: give at least one prompt")
+    for r, row in enumerate(rows.ids):
+        if not row:
+            raise InputError(f"{where}: row {r} has no tokens: give at least one")
+        _within(f"tokens_per_row ({where}, row {r})", len(row), limits.tokens_per_row, "shorten the prompt")
+        if table.vocab and (min(row) < 0 or max(row) >= table.vocab):
+            wrong = next(token for token in row if not 0 <= token < table.vocab)
+            raise InputError(f"{where}, row {r}: token {wrong} is not in 0..{table.vocab - 1}, this model's vocabulary")
+    for text in (leaf for leaf in _leaves([rows.args, dict(rows.kwargs)]) if isinstance(leaf, str)):
+        _check_text(text, where)
+
+
+def _check_generation(generation: Generation, limits: Limits) -> None:
+    _within("max_new_tokens", generation.max_new_tokens, limits.max_new_tokens, "generate in several requests")
+    for name, value in generation.options.items():
+        if name not in GENERATION_OPTIONS:
+            raise InputError(
+                f"the generation option {name!r} is not permitted here; known: {sorted(GENERATION_OPTIONS)}"
+            )
+        if any(isinstance(leaf, str | Blob) for leaf in _leaves(value)):
+            raise InputError(f"the generation option {name!r} must be a number, or a list of numbers")
+
+
+def _check_links(experiments: tuple[Experiment, ...], number: int) -> None:
+    for name, (source, save) in experiments[number].links.items():
+        if not 0 <= source < number:
+            raise InputError(
+                f"the input {name!r} is linked to experiment {source}; only those below {number} come earlier"
+            )
+        if save not in experiments[source].graph.saves:
+            raise InputError(f"the input {name!r} is linked to {save!r}, which experiment {source} does not save")
+
+
+# Graphs.
+
+
+def _check_graph(experiment: Experiment, table: SiteTable) -> None:
+    graph = experiment.graph
+    for n, node in enumerate(graph.nodes):
+        try:
+            _check_node(node, graph, table)
+        except (GraphError, LimitExceeded) as error:
+            raise type(error)(f"{error}\n  at {graph.where(n)}") from None
+    _check_names(graph)
+    inputs, generating = experiment.inputs, experiment.generation is not None
+    with_arguments = frozenset(k for k, rows in enumerate(inputs.invokes) if rows.kwargs and not table.plain)
+    counts = row_counts(inputs)
+    place(graph, table, row_counts=counts, rows=inputs.rows, generating=generating, alone=with_arguments)
+
+
+def _check_names(graph: Graph) -> None:
+    seen: dict[str, int] = {}
+    for n, node in enumerate(graph.nodes):
+        first = seen.setdefault(node.target, n) if node.kind == "save" else n
+        if first != n:
+            raise GraphError(f"two saves are named {node.target!r}\n  at {graph.where(first)}\n  at {graph.where(n)}")
+
+
+def _check_node(node: Node, graph: Graph, table: SiteTable) -> None:
+    if node.invoke >= graph.invokes:
+        raise GraphError(f"invoke {node.invoke} is not among the graph's {graph.invokes}")
+    _check_shape(node)
+    for value in _plain((node.args, tuple(value for _, value in node.kwargs))):
+        if isinstance(value, str):
+            _check_text(value, node.kind)
+        if type(value) is Dtype and value.name not in ITEM_BYTES:
+            raise GraphError(f"{value.name[:40]!r} is not a known dtype; known: {', '.join(ITEM_BYTES)}")
+    check = _CHECKS.get(node.kind)
+    if check is not None:
+        check(node, graph, table)
+
+
+def _check_shape(node: Node) -> None:
+    """Whether the arguments are of the number and kind that nodes of this kind have."""
+    pattern = _ARGUMENTS.get(node.kind)
+    if pattern is None:
+        return
+    given = "".join("R" if type(item) is Ref else "i" if type(item) is int else "?" for item in node.args)
+    if given != pattern:
+        expected = pattern or "none"
+        raise GraphError(f"a {node.kind} takes the arguments {expected} (R a node, i a number), got {given or 'none'}")
+    if node.kwargs and node.kind not in ("save", "constant"):
+        raise GraphError(f"a {node.kind} takes no keywords, got {sorted(name for name, _ in node.kwargs)}")
+
+
+def _plain(value: Any) -> Iterator[Any]:
+    """What stands in arguments, however nested, references left out."""
+    kind = type(value)
+    if kind is Ref:
+        return
+    if isinstance(value, tuple) and kind is not Dtype:
+        for item in value:
+            yield from _plain(item)
+    else:
+        yield value
+
+
+def _check_text(text: str, where: str) -> None:
+    if len(text) >= TEXT_CHARACTERS:
+        raise LimitExceeded(
+            f"text in arguments ({where}): {len(text)} characters, fewer than {TEXT_CHARACTERS} allowed"
+        )
+
+
+def _check_call(node: Node, graph: Graph, table: SiteTable) -> None:
+    _check_operation(node.target, node.args, node.kwargs)
+
+
+def _check_operation(name: str, args: tuple[Any, ...], keywords: tuple[tuple[str, Any], ...]) -> None:
+    """An operation and its arguments, the tensor that it works on first."""
+    look_up(name)
+    _check_keywords(name, keywords)
+    plain = name.rstrip("_")
+    flag = _INPLACE_AT.get(plain)
+    if flag is not None and len(args) > flag and args[flag] not in (False, None):
+        raise UnknownOperation(f"{name}(inplace=True) is not permitted; write {plain}_, which works on a copy")
+    if plain == "embedding" and len(args) > _MAX_NORM_AT and args[_MAX_NORM_AT] is not None:
+        raise UnknownOperation("embedding: the argument max_norm= is not permitted: it changes the weight in place")
+    if plain == "to" and any(isinstance(value, str) for value in _all(args, keywords)):
+        raise UnknownOperation("to: a device cannot be named: values live where the model is")
+    if plain in ("view", "view_as") and any(type(value) is Dtype for value in _all(args, keywords)):
+        raise UnknownOperation("view: another dtype over the same bytes is not permitted; write .to(dtype)")
+
+
+def _all(args: tuple[Any, ...], keywords: tuple[tuple[str, Any], ...]) -> Iterator[Any]:
+    return _plain((args, tuple(value for _, value in keywords)))
+
+
+def _check_keywords(name: str, keywords: tuple[tuple[str, Any], ...]) -> None:
+    for keyword, value in keywords:
+        if keyword in REFUSED_KEYWORDS and value not in (None, False):
+            raise UnknownOperation(f"{name}: the argument {keyword[:40]}= is not permitted")
+
+
+def _check_update(node: Node, graph: Graph, table: SiteTable) -> None:
+    """`args` are (base, views, value); each view is (operation, arguments, keywords) and, of several results,
+    which."""
+    base_and_value = len(node.args) == 3 and type(node.args[0]) is Ref and type(node.args[2]) is Ref
+    views = node.args[1] if base_and_value else None
+    if type(views) is not tuple or not views or node.kwargs or not all(map(_is_view_step, views)):
+        raise GraphError("an update takes a node, its views and a node; a view is (operation, arguments, keywords)")
+    for view in views:
+        if look_up(view[0]).cost != "view":
+            raise GraphError(f"an update goes through views only, {view[0]!r} is none")
+        _check_operation(view[0], (node.args[0], *view[1]), view[2])
+
+
+def _is_view_step(view: Any) -> bool:
+    if type(view) is not tuple or len(view) not in (3, 4) or not isinstance(view[0], str):
+        return False
+    if type(view[1]) is not tuple or type(view[2]) is not tuple or (len(view) == 4 and type(view[3]) is not int):
+        return False
+    return all(type(pair) is tuple and len(pair) == 2 and isinstance(pair[0], str) for pair in view[2])
+
+
+def _check_site(node: Node, graph: Graph, table: SiteTable) -> None:
+    event = table.event_of(table[node.target])
+    if node.kind == "skip" and (event.port != "output" or (event.path, "input", event.call) not in table.by_event):
+        raise GraphError(f"{node.target} is no output of a module, and cannot be skipped")
+
+
+def _check_module(node: Node, graph: Graph, table: SiteTable) -> None:
+    known = node.target in table.modules or node.target in table.children or node.target in table.kinds
+    if node.target != "unembed" and not (node.target and known):
+        raise GraphError(f"{table.family} has no module {node.target!r} (print the model for what it has)")
+    _check_keywords(node.target, node.kwargs)
+
+
+def _check_parameter(node: Node, graph: Graph, table: SiteTable) -> None:
+    if node.target not in table.parameters:
+        raise GraphError(f"{table.family} has no parameter {node.target!r} (print the model for what it has)")
+
+
+def _check_input(node: Node, graph: Graph, table: SiteTable) -> None:
+    """`args` are nothing, or the shape and the dtype that the author expects."""
+    if node.kwargs or not (node.args == () or _is_shape_and_dtype(node.args)):
+        raise GraphError(f"an input takes a shape and the name of a dtype, got {node.args!r}"[:200])
+
+
+def _is_shape_and_dtype(args: tuple[Any, ...]) -> bool:
+    if len(args) != 2 or type(args[0]) is not tuple or not isinstance(args[1], str):
+        return False
+    return args[1] in ITEM_BYTES and all(size is None or type(size) is int for size in args[0])
+
+
+def _check_constant(node: Node, graph: Graph, table: SiteTable) -> None:
+    if any(name != "trains" or value is not True for name, value in node.kwargs):
+        raise GraphError(f"a constant cannot have {dict(node.kwargs)}"[:200])
+
+
+def _check_save(node: Node, graph: Graph, table: SiteTable) -> None:
+    for name, value in node.kwargs:
+        if name not in _SAVE_KEYWORDS or not any(value is known or value == known for known in _SAVE_KEYWORDS[name]):
+            raise GraphError(f"a save cannot have {name[:40]}={value!r}; known: {', '.join(_SAVE_KEYWORDS)}")
+
+
+def _check_gradient(node: Node, graph: Graph, table: SiteTable) -> None:
+    if graph.nodes[node.args[1].node].kind != "backward":
+        raise GraphError("a gradient belongs to a backward, and this one names another node")
+
+
+_Check = Callable[[Node, Graph, SiteTable], None]
+_CHECKS: dict[str, _Check] = {
+    "read": _check_site,
+    "write": _check_site,
+    "skip": _check_site,
+    "call": _check_call,
+    "update": _check_update,
+    "input": _check_input,
+    "module": _check_module,
+    "parameter": _check_parameter,
+    "constant": _check_constant,
+    "save": _check_save,
+    "grad": _check_gradient,
+    "grad_write": _check_gradient,
+}

@@ -1,0 +1,513 @@
+"""Placement: when each node of a graph runs, in as few forward passes as its data flow requires.
+
+A node's time is (pass, step, event). A site's event is its own; a computation is placed at the latest of its inputs.
+The pass is assigned to each node, not to each invoke: a write needs a later pass than its value only if the value
+appears after the write's event, so one invoke may take part in two passes. What nothing needs is dropped, and each
+pass ends after the last event that it needs. A cycle is the error of using a value before it can exist.
+
+Knows nothing of tensors. The result depends only on the structure of the graph and on the table, and is kept there.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from glassworks.errors import GraphError, OrderError, ScopeError, UnknownSite
+from glassworks.graph.graph import Graph
+from glassworks.graph.nodes import ALL_ROWS, Node, Steps
+from glassworks.graph.sites import Site, SiteTable
+from glassworks.graph.views import base_of
+
+BEFORE = -1
+"""The event of what needs no forward pass: constants, inputs, weights, and what follows from them."""
+
+SITES = ("read", "write", "skip")
+WRITES = ("write", "skip")
+_KEPT = 256
+EVERY_STEP: Steps = (0, None)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward pass (in a generation: one generation) over the rows of some invokes.
+
+    Attributes:
+        number: which pass; several forwards may share one (rows that cannot or may not run together).
+        invokes: whose rows take part, ascending.
+        actions: (event, nodes) in the order of the forward pass; the nodes of one event in program order.
+        spared: paths of modules that need not run, because every row skips them.
+        last_step: the last generation step that is needed; None: as long as rows live.
+        has_backward: whether derivatives are taken.
+    """
+
+    number: int
+    invokes: tuple[int, ...]
+    actions: tuple[tuple[int, tuple[int, ...]], ...]
+    spared: frozenset[str]
+    last_step: int | None
+    has_backward: bool
+    notes: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything decided before anything runs.
+
+    Attributes:
+        prelude: nodes that need no forward pass, in order.
+        forwards: in the order in which they run.
+        needed: nodes that run at all.
+        releases: node -> nodes whose values nothing needs once it has run.
+        steps: node -> the steps in which it has a value; None outside a generation.
+        crossing: nodes of many steps whose values a later pass needs.
+        bases: nodes whose tensors gradients are taken at.
+    """
+
+    prelude: tuple[int, ...]
+    forwards: tuple[Forward, ...]
+    needed: frozenset[int]
+    releases: dict[int, tuple[int, ...]]
+    steps: tuple[Steps | None, ...]
+    crossing: frozenset[int]
+    bases: frozenset[int]
+
+
+def place(
+    graph: Graph,
+    table: SiteTable,
+    *,
+    row_counts: Sequence[int],
+    rows: int | None = None,
+    generating: bool = False,
+    alone: frozenset[int] = frozenset(),
+) -> Plan:
+    """The plan of a graph over invokes of so many rows each.
+
+    Args:
+        rows: at most so many rows a forward. alone: invokes that share a forward with no other.
+
+    Raises:
+        OrderError: a value is used before it can exist; names both lines.
+        ScopeError: an inner site of a skipped module is read; values of different steps meet.
+        UnknownSite: a site that the model lacks, with the line.
+    """
+    counts = tuple(row_counts) if rows is not None else len(row_counts)
+    key = (graph.structure, counts, rows, generating, alone)
+    plan = table.plans.get(key)
+    if plan is None:
+        if len(table.plans) >= _KEPT:
+            table.plans.clear()
+        plan = table.plans[key] = _Placer(graph, table, generating, alone).plan(row_counts, rows)
+    return plan  # type: ignore[no-any-return]
+
+
+def effects(graph: Graph) -> Iterator[int]:
+    """The nodes for whose sake a graph runs: saves, and backwards that train captured tensors."""
+    trained = {n for n, node in enumerate(graph.nodes) if node.kind == "constant" and node.kwargs}
+    backwards = any(node.kind == "backward" for node in graph.nodes) if trained else False
+    for n, node in enumerate(graph.nodes):
+        if trained and backwards and not trained.isdisjoint(node.deps):
+            trained.add(n)
+        if node.kind == "save" or (node.kind == "backward" and n in trained):
+            yield n
+
+
+class _Placer:
+    def __init__(self, graph: Graph, table: SiteTable, generating: bool, alone: frozenset[int]) -> None:
+        self.graph, self.table, self.generating, self.alone = graph, table, generating, alone
+        self.nodes = graph.nodes
+        self.site: dict[int, Site] = {n: self._site(n) for n, node in enumerate(self.nodes) if node.kind in SITES}
+        self.writes = [n for n, node in enumerate(self.nodes) if node.kind in WRITES]
+        self.writes_of: dict[int, list[int]] = {}
+        for w in self.writes:
+            self.writes_of.setdefault(self.nodes[w].invoke, []).append(w)
+        self.steps = self._all_steps()
+        count = len(self.nodes)
+        self.pass_of = [0] * count
+        self.event_of = [BEFORE] * count
+        self.everywhere = [False] * count
+
+    def _site(self, n: int) -> Site:
+        try:
+            return self.table[self.nodes[n].target]
+        except UnknownSite as error:
+            raise UnknownSite(f"{error}\n  at {self.graph.where(n)}") from None
+
+    def _all_steps(self) -> list[Steps | None]:
+        steps: list[Steps | None] = []
+        for n, node in enumerate(self.nodes):
+            if node.kind in SITES:
+                steps.append((node.steps or EVERY_STEP) if self.generating else None)
+            elif node.kind == "backward" and self.generating:
+                raise ScopeError(f"backward needs a trace; a generation takes no gradients\n  at {self.graph.where(n)}")
+            else:
+                steps.append(self._joined(n, [steps[d] for d in node.deps]))
+        return steps
+
+    def _joined(self, n: int, given: Iterable[Steps | None]) -> Steps | None:
+        """The steps of a computation: those of its inputs, aligned."""
+        scopes = [scope for scope in given if scope is not None]
+        many = {scope for scope in scopes if scope[1] != scope[0] + 1}
+        if len(many) > 1:
+            raise ScopeError(
+                f"values of different steps meet: {' and '.join(map(_spell, sorted(many, key=str)))}; "
+                f"unroll with `for step in t.steps[a:b]`, or save each\n  at {self.graph.where(n)}"
+            )
+        single = max((scope for scope in scopes if scope not in many), default=None)
+        if not many:
+            return single
+        scope = many.pop()
+        if single is not None and single[0] > scope[0]:
+            raise ScopeError(
+                f"a value of step {single[0]} does not exist yet at step {scope[0]}\n  at {self.graph.where(n)}"
+            )
+        return scope
+
+    # What is needed, and what must come before what.
+
+    def _upstream_writes(self, n: int) -> list[int]:
+        """Writes whose effect the reader `n` sees: same rows, earlier in the forward pass or earlier lines there."""
+        node, site = self.nodes[n], self.site[n]
+        own = self.writes if node.invoke == ALL_ROWS else self.writes_of.get(node.invoke, [])
+        shared = [] if node.invoke == ALL_ROWS else self.writes_of.get(ALL_ROWS, [])
+        return [w for w in (*own, *shared) if self._is_upstream(w, n, site.order)]
+
+    def _is_upstream(self, w: int, n: int, order: int) -> bool:
+        mine, its = self.steps[n], self.steps[w]
+        if mine is not None and its is not None:
+            if mine[1] is not None and its[0] >= mine[1]:
+                return False
+            if mine[1] is None or its[0] < mine[1] - 1:
+                return True
+        event = self.site[w].order
+        return event < order or (event == order and w < n)
+
+    def _before(self, n: int) -> list[int]:
+        """Nodes that must have run before `n`."""
+        node = self.nodes[n]
+        if node.kind == "read":
+            return self._upstream_writes(n)
+        if node.kind == "result":
+            return [
+                w for w in self.writes if self.nodes[w].invoke in (node.invoke, ALL_ROWS) or node.invoke == ALL_ROWS
+            ]
+        return list(node.deps)
+
+    def _grad_writes(self, backward: int) -> list[int]:
+        return [n for n, node in enumerate(self.nodes) if node.kind == "grad_write" and node.deps[1] == backward]
+
+    def _order(self) -> list[int]:
+        """Needed nodes, each after what must come before it."""
+        ordered: list[int] = []
+        state = [0] * len(self.nodes)
+        roots = list(effects(self.graph))
+        while roots:
+            start = len(ordered)
+            for root in roots:
+                self._visit(root, state, ordered)
+            roots = [w for n in ordered[start:] if self.nodes[n].kind == "backward" for w in self._grad_writes(n)]
+        return ordered
+
+    def _visit(self, root: int, state: list[int], ordered: list[int]) -> None:
+        """Depth first, with a stack of our own: graphs are deeper than Python's. 1: on the stack, 2: done."""
+        if state[root]:
+            return
+        state[root] = 1
+        stack = [(root, iter(self._before(root)))]
+        while stack:
+            n, waiting = stack[-1]
+            following = next(waiting, None)
+            if following is None:
+                stack.pop()
+                state[n] = 2
+                ordered.append(n)
+            elif state[following] == 1:
+                raise self._cycle([entry for entry, _ in stack], following)
+            elif state[following] == 0:
+                state[following] = 1
+                stack.append((following, iter(self._before(following))))
+
+    def _cycle(self, stack: list[int], back_to: int) -> OrderError:
+        loop = stack[stack.index(back_to) :]
+        write = next(n for n in loop if n in self.site and self.nodes[n].kind in WRITES)
+        reads = [n for n in loop if self.nodes[n].kind == "read"]
+        read = max(reads, key=lambda n: self.site[n].order)
+        return OrderError(
+            f"{self.nodes[write].target} is written with a value that depends on {self.nodes[read].target}, which the "
+            f"forward pass computes only after that write: in one invoke a write is upstream of every later site. "
+            f"Read the clean value in an invoke of its own.\n"
+            f"  written at {self.graph.where(write)}\n  read at    {self.graph.where(read)}"
+        )
+
+    # When.
+
+    def _assign(self, ordered: list[int]) -> None:
+        for n in ordered:
+            node = self.nodes[n]
+            match node.kind:
+                case "read":
+                    self.pass_of[n] = max((self.pass_of[w] for w in self._upstream_writes(n)), default=0)
+                    self.event_of[n] = self.site[n].order
+                    self.everywhere[n] = node.invoke == ALL_ROWS
+                case "write" | "skip":
+                    self._assign_write(n)
+                case "result":
+                    self.pass_of[n] = max((self.pass_of[w] for w in self._before(n)), default=0)
+                    self.event_of[n] = len(self.table.events)
+                case _:
+                    self._latest(n, node.deps)
+                    if node.kind in ("grad", "grad_write"):
+                        self._check_gradient(n)
+
+    def _latest(self, n: int, deps: Iterable[int]) -> None:
+        deps = [d for d in deps if self.event_of[d] != BEFORE]
+        self.pass_of[n] = max((self.pass_of[d] for d in deps), default=0)
+        self.event_of[n] = max((self.event_of[d] for d in deps if self.pass_of[d] == self.pass_of[n]), default=BEFORE)
+        self.everywhere[n] = any(self.everywhere[d] for d in deps)
+
+    def _assign_write(self, n: int) -> None:
+        [value] = self.nodes[n].deps
+        order, mine, its = self.site[n].order, self.steps[n], self.steps[value]
+        late = self.event_of[value] > order
+        if mine is not None and its is not None and its[1] == its[0] + 1 and mine != its:
+            late = its[0] > mine[0] or (its[0] == mine[0] and late)
+        elif mine is not None and its is not None and mine != its:
+            raise ScopeError(
+                f"a value of {_spell(its)} is written at {_spell(mine)}; a value that differs from step to step can be "
+                f"used within its own steps only\n  at {self.graph.where(n)}"
+            )
+        own = 0 if self.event_of[value] == BEFORE else self.pass_of[value] + late
+        if late and self.everywhere[value] and self.event_of[value] != BEFORE:
+            raise OrderError(
+                f"{self.nodes[n].target} comes before its value in the forward pass, and a value of all rows does not "
+                f"cross passes\n  at {self.graph.where(n)}"
+            )
+        self.pass_of[n], self.event_of[n] = own, order
+        self.everywhere[n] = self.nodes[n].invoke == ALL_ROWS
+
+    def _check_gradient(self, n: int) -> None:
+        value, backward = self.nodes[n].deps[:2]
+        elsewhere = self.event_of[value] == BEFORE or self.pass_of[value] != self.pass_of[backward]
+        if elsewhere or self.event_of[value] > self.event_of[backward]:
+            raise GraphError(
+                f"a gradient reaches only values of the pass that computed the loss: this value belongs to another "
+                f"forward pass, comes after the loss, or to no pass\n  value at {self.graph.where(value)}\n  loss at  {self.graph.where(backward)}"
+            )
+
+    # The forwards.
+
+    def plan(self, row_counts: Sequence[int], rows: int | None) -> Plan:
+        ordered = self._order()
+        self._assign(ordered)
+        self._check_skips(ordered)
+        needed = frozenset(ordered)
+        prelude = tuple(n for n in sorted(needed) if self.event_of[n] == BEFORE and self.nodes[n].kind not in SITES)
+        inner = sorted(needed.difference(prelude))
+        groups = self._groups(inner, row_counts, rows)
+        forwards = tuple(self._forward(number, invokes, inner, groups) for number, invokes in groups)
+        return Plan(
+            prelude=prelude,
+            forwards=forwards,
+            needed=needed,
+            releases={} if self.generating else _releases(self.nodes, prelude, forwards),
+            steps=tuple(self.steps),
+            crossing=frozenset(d for n in inner for d in self.nodes[n].deps if self._crosses(d, n)),
+            bases=frozenset(
+                self._base(self.nodes[n].deps[0]) for n in needed if self.nodes[n].kind in ("grad", "grad_write")
+            ),
+        )
+
+    def _crosses(self, value: int, user: int) -> bool:
+        return (
+            self.steps[value] is not None
+            and self.event_of[value] != BEFORE
+            and self.pass_of[value] < self.pass_of[user]
+        )
+
+    def _base(self, n: int) -> int:
+        return base_of(self.nodes, n)
+
+    def _participants(self, inner: list[int]) -> dict[int, set[int]]:
+        everyone = set(range(self.graph.invokes))
+        taking_part: dict[int, set[int]] = {}
+        for n in inner:
+            if self.nodes[n].kind not in ("read", "result"):
+                continue
+            own = everyone if self.nodes[n].invoke == ALL_ROWS else {self.nodes[n].invoke}
+            taking_part.setdefault(self.pass_of[n], set()).update(own)
+        return taking_part
+
+    def _groups(
+        self, inner: list[int], row_counts: Sequence[int], rows: int | None
+    ) -> list[tuple[int, tuple[int, ...]]]:
+        """(pass, invokes) of each forward: together where the sites allow it and the bound on rows does."""
+        groups: list[tuple[int, tuple[int, ...]]] = []
+        for number, invokes in sorted(self._participants(inner).items()):
+            alone = self._alone(inner, number)
+            current: list[int] = []
+            for invoke in sorted(invokes):
+                full = rows is not None and sum(row_counts[i] for i in (*current, invoke)) > rows
+                if current and (full or alone is True or invoke in alone or current[-1] in alone):  # type: ignore[operator]
+                    groups.append((number, tuple(current)))
+                    current = []
+                current.append(invoke)
+            groups.append((number, tuple(current)))
+        return groups
+
+    def _alone(self, inner: list[int], number: int) -> set[int] | bool:
+        """Invokes that may not share this pass; True for all of them."""
+        if self.table.plain:
+            return True
+        alone = set(self.alone)
+        for n in inner:
+            if n in self.site and (self.pass_of[n] == number or self.nodes[n].kind in WRITES):
+                site = self.site[n]
+                good = site.can_be_shared and (self.nodes[n].kind == "read" or site.has_rows)
+                if not good and self.nodes[n].invoke == ALL_ROWS:
+                    return True if not site.can_be_shared else alone
+                if not good:
+                    alone.add(self.nodes[n].invoke)
+        return alone
+
+    def _forward(
+        self,
+        number: int,
+        invokes: tuple[int, ...],
+        inner: list[int],
+        groups: list[tuple[int, tuple[int, ...]]],
+    ) -> Forward:
+        of_pass = [members for other, members in groups if other == number]
+        mine = [n for n in inner if self._runs_in(n, number, invokes, of_pass)]
+        self._check_all_rows(mine, len(of_pass))
+        by_event: dict[int, list[int]] = {}
+        for n in mine:
+            by_event.setdefault(self.event_of[n], []).append(n)
+        return Forward(
+            number=number,
+            invokes=invokes,
+            actions=tuple((event, tuple(by_event[event])) for event in sorted(by_event)),
+            spared=self._spared(mine, invokes),
+            last_step=self._last_step(mine),
+            has_backward=any(self.nodes[n].kind == "backward" for n in mine),
+        )
+
+    def _runs_in(self, n: int, number: int, invokes: tuple[int, ...], of_pass: list[tuple[int, ...]]) -> bool:
+        node = self.nodes[n]
+        if node.kind in ("read", "result", "write", "skip") and node.invoke != ALL_ROWS:
+            reached = number >= self.pass_of[n] if node.kind in WRITES else number == self.pass_of[n]
+            return reached and node.invoke in invokes
+        if self.everywhere[n] and node.kind != "save":
+            return number >= self.pass_of[n]
+        if number != self.pass_of[n]:
+            return False
+        return self.everywhere[n] or self._home(n, of_pass) == invokes
+
+    def _home(self, n: int, of_pass: list[tuple[int, ...]]) -> tuple[int, ...]:
+        """The forward of its pass in which a computation runs: the one that gives the last of its inputs."""
+        node = self.nodes[n]
+        if node.invoke != ALL_ROWS and node.kind in ("read", "result"):
+            return next(members for members in of_pass if node.invoke in members)
+        homes = [
+            self._home(d, of_pass)
+            for d in node.deps
+            if self.event_of[d] != BEFORE and self.pass_of[d] == self.pass_of[n] and not self.everywhere[d]
+        ]
+        return max(homes, default=of_pass[-1])
+
+    def _check_all_rows(self, mine: list[int], parts: int) -> None:
+        for n in mine:
+            if parts > 1 and self.nodes[n].kind == "save" and self.everywhere[n]:
+                raise ScopeError(
+                    f"outside an invoke a site means all rows, but these rows run in {parts} forward passes; read it "
+                    f"inside the invokes\n  at {self.graph.where(n)}"
+                )
+
+    def _last_step(self, mine: list[int]) -> int | None:
+        if not self.generating:
+            return 0
+        last = 0
+        for n in mine:
+            scope = self.steps[n]
+            if self.nodes[n].kind == "result" or (
+                scope is not None and scope[1] is None and self.nodes[n].kind not in WRITES
+            ):
+                return None
+            if scope is not None and scope[1] is not None and self.nodes[n].kind not in WRITES:
+                last = max(last, scope[1] - 1)
+        return last
+
+    # Skipped modules.
+
+    def _span(self, n: int) -> tuple[int, int]:
+        """The events between which the module of a skip runs."""
+        event = self.table.event_of(self.site[n])
+        return self.table.by_event[(event.path, "input", event.call)], self.site[n].order
+
+    def _check_skips(self, ordered: list[int]) -> None:
+        for skip in (n for n in ordered if self.nodes[n].kind == "skip"):
+            start, end = self._span(skip)
+            for n in ordered:
+                inside = n in self.site and start < self.site[n].order < end
+                if inside and self.nodes[n].kind == "read" and self.nodes[n].invoke == self.nodes[skip].invoke:
+                    raise ScopeError(
+                        f"{self.nodes[n].target} lies inside {self.nodes[skip].target}, which is skipped\n"
+                        f"  read at    {self.graph.where(n)}\n  skipped at {self.graph.where(skip)}"
+                    )
+
+    def _spared(self, mine: list[int], invokes: tuple[int, ...]) -> frozenset[str]:
+        if self.generating:
+            return frozenset()
+        skipping: dict[str, set[int]] = {}
+        for n in mine:
+            if self.nodes[n].kind != "skip":
+                continue
+            start, _ = self._span(n)
+            [value] = self.nodes[n].deps
+            ready = self.pass_of[value] < self.pass_of[n] or self.event_of[value] <= start
+            if ready and _one_leaf(self.table.event_of(self.site[n]).structure) and self.site[n].can_be_shared:
+                own = set(invokes) if self.nodes[n].invoke == ALL_ROWS else {self.nodes[n].invoke}
+                skipping.setdefault(self.table.event_of(self.site[n]).path, set()).update(own)
+        full = {path for path, rows in skipping.items() if rows == set(invokes)}
+        return frozenset(path for path in full if not self._looked_into(path, mine))
+
+    def _looked_into(self, path: str, mine: list[int]) -> bool:
+        span = self.table.by_event[(path, "input", 0)], self.table.by_event[(path, "output", 0)]
+        return any(n in self.site and span[0] < self.site[n].order < span[1] for n in mine)
+
+
+def _one_leaf(structure: Any) -> bool:
+    """Whether one tensor is all that a module gives, so that it can be built without running the module."""
+    match structure:
+        case {"leaf": _}:
+            return True
+        case {"tuple": items} | {"list": items}:
+            return sum(_one_leaf(item) for item in items) == 1 and all(
+                _one_leaf(item) or item == {"other": "NoneType"} for item in items
+            )
+    return False
+
+
+def _spell(steps: Steps) -> str:
+    first, end = steps
+    if end is None:
+        return f"steps {first}:"
+    return f"step {first}" if end == first + 1 else f"steps {first}:{end}"
+
+
+def _releases(
+    nodes: Sequence[Node], prelude: tuple[int, ...], forwards: tuple[Forward, ...]
+) -> dict[int, tuple[int, ...]]:
+    """For each node the values that nothing needs once it has run (for the last time)."""
+    last: dict[int, tuple[int, int, int]] = {}
+    sequence = [(-1, 0, n) for n in prelude]
+    sequence += [(k, event, n) for k, f in enumerate(forwards) for event, members in f.actions for n in members]
+    kept = {d for _, _, n in sequence if nodes[n].kind in ("grad", "grad_write", "backward") for d in nodes[n].deps}
+    final = {n: moment for moment in sequence for n in [moment[2]]}
+    for moment in sequence:
+        for d in nodes[moment[2]].deps:
+            last[d] = moment
+    releases: dict[int, list[int]] = {}
+    for value, moment in last.items():
+        if value not in kept and final[moment[2]] == moment:
+            releases.setdefault(moment[2], []).append(value)
+    return {n: tuple(values) for n, values in releases.items()}

@@ -1,0 +1,141 @@
+"""`gw.wrap`: a module in memory gets a runtime, a site table and a facade. It still behaves as before by itself."""
+
+from typing import Any
+
+import torch
+
+from glassworks.engine.local import LocalBackend
+from glassworks.errors import InputError, ModelError
+from glassworks.graph.backend import Inputs
+from glassworks.graph.sites import SiteTable
+from glassworks.model.anatomy import build_table
+from glassworks.model.identity import unembed_is_plain
+from glassworks.model.scan import scan
+from glassworks.model.text import TokenizerText
+from glassworks.run.eager import EagerRuntime
+from glassworks.run.staged import StagedRuntime
+from glassworks.run.unembed import UnembedByModel, unembed_by_modules
+from glassworks.trace.facade import Model
+from glassworks.trace.parts import Core
+from glassworks.trace.tensors import as_tensor
+
+
+def wrap(module: torch.nn.Module, tokenizer: Any = None, *, name: str | None = None, stages: int = 1) -> Model:
+    """A model of any `nn.Module`; a Hugging Face model gets its standard sites too.
+
+    Args:
+        module: left as it is: called by itself it behaves as before.
+        tokenizer: of transformers; without one, prompts are token ids.
+        name: what to call it. stages: 2 runs it as a pipeline of two stages in this process (forward only).
+
+    Raises:
+        ModelError: not a module, or one that does not run.
+    """
+    if not isinstance(module, torch.nn.Module):
+        raise ModelError(f"wrap takes an nn.Module, got {type(module).__name__}; gw.load takes ids and folders")
+    text = None if tokenizer is None else TokenizerText(tokenizer)
+    if not is_pretrained(module):
+        if text is not None or stages != 1:
+            raise InputError("a tokenizer and stages belong to Hugging Face models; this is a plain module")
+        backend = LocalBackend(EagerRuntime(module), PlainTables(module))
+        table = backend.sites()
+    else:
+        backend = local_backend(module, stages=stages)
+        table = backend.sites()
+    own = name or getattr(getattr(module, "config", None), "name_or_path", "") or type(module).__name__
+    return Model(
+        Core(
+            backend,
+            text=text,
+            table=table,
+            name=own,
+            device=lambda: backend.runtime.device or torch.device("cpu"),
+        )
+    )
+
+
+def is_pretrained(module: torch.nn.Module) -> bool:
+    """Whether a module is one of transformers'."""
+    return any(kind.__name__ == "PreTrainedModel" for kind in type(module).__mro__)
+
+
+def local_backend(module: torch.nn.Module, *, stages: int = 1) -> LocalBackend:
+    """The backend of a Hugging Face model in memory."""
+    table = build_table(module)
+    runtime: EagerRuntime | StagedRuntime
+    if stages == 1:
+        runtime = EagerRuntime(module)
+    elif stages == 2:
+        runtime = StagedRuntime(module, table)
+    else:
+        raise InputError(f"stages is 1 or 2, got {stages}")
+    if "logits" in table.sites and table.layers:
+        runtime.unembed = _unembed(module, table, runtime)
+    return LocalBackend(runtime, table, defaults=_defaults(module))
+
+
+def _unembed(module: torch.nn.Module, table: SiteTable, runtime: Any) -> Any:
+    if not unembed_is_plain(module, table):
+        return UnembedByModel(runtime.modules, table)
+    prefix = "decoder." if table.encoder_decoder else ""
+    norm = module.get_submodule(table.modules[f"{prefix}norm"])
+    return unembed_by_modules(norm, module.get_submodule(table.modules["lm_head"]))
+
+
+def _defaults(module: torch.nn.Module) -> dict[str, Any]:
+    settings = getattr(module, "generation_config", None)
+    return {} if settings is None else {k: v for k, v in settings.to_dict().items() if v is not None}
+
+
+class PlainTables:
+    """Site tables of a module that is not transformers', by the shapes of its inputs."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._module = module
+        self._by_shapes: dict[Any, SiteTable] = {}
+        children = {
+            path: tuple(name for name, _ in own.named_children())
+            for path, own in module.named_modules(remove_duplicate=False)
+        }
+        self._bare = SiteTable(
+            family=type(module).__name__,
+            events=(),
+            sites={},
+            children=children,
+            kinds={path: type(own).__name__ for path, own in module.named_modules(remove_duplicate=False)},
+            parameters={
+                name: (str(p.dtype).removeprefix("torch."), tuple(p.shape))
+                for name, p in module.named_parameters(remove_duplicate=False)
+            },
+            plain=True,
+            shareable=False,
+        )
+
+    def __call__(self, inputs: Inputs | None) -> SiteTable:
+        """The table for inputs of these shapes; without inputs, the modules only."""
+        if inputs is None or not inputs.invokes:
+            return self._bare
+        own = inputs.invokes[0]
+        key = (_shapes(own.args), _shapes(tuple(own.kwargs.items())), self._module.training)
+        table = self._by_shapes.get(key)
+        if table is None:
+            args, kwargs = _tensors(own.args), _tensors(dict(own.kwargs))
+            table = self._by_shapes[key] = scan(self._module, inputs=(args, kwargs), plain=True)
+        return table
+
+
+def _shapes(tree: Any) -> Any:
+    if isinstance(tree, tuple | list):
+        return tuple([_shapes(item) for item in tree])
+    if isinstance(tree, dict):
+        return tuple((key, _shapes(item)) for key, item in tree.items())
+    shape = getattr(tree, "shape", None)
+    return (type(tree), tree) if shape is None else (tuple(shape), str(tree.dtype))
+
+
+def _tensors(tree: Any) -> Any:
+    if isinstance(tree, tuple | list):
+        return type(tree)(_tensors(item) for item in tree)
+    if isinstance(tree, dict):
+        return {key: _tensors(item) for key, item in tree.items()}
+    return as_tensor(tree) if hasattr(tree, "blob") else tree

@@ -1,0 +1,157 @@
+"""One forward pass, recorded: every call of every module, and what passed there.
+
+The model is left as it was: hooks go, modes and random state come back, whatever happens. Tensors are held
+until the forward ends, because only their version counters tell which of them were changed in place after
+their event.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from glassworks.errors import ModelError
+from glassworks.graph.sites import Port
+from glassworks.model.runs import Run
+
+Item = tuple[int | str, ...]
+"""The keys that lead to a tensor inside a value."""
+
+Listener = Callable[[str, Port, int, Any], None]
+"""Is told (path, port, call, value) at each event; an input's value is `(args, kwargs)`."""
+
+
+@dataclass(slots=True)
+class Leaf:
+    """A tensor seen at an event, and its version then."""
+
+    tensor: Tensor
+    version: int
+
+    @property
+    def mutated(self) -> bool:
+        return version(self.tensor) != self.version
+
+
+@dataclass(slots=True)
+class Seen:
+    """One event of a recorded run. Leaves of `structure` hold items, not yet names."""
+
+    path: str
+    port: Port
+    call: int
+    structure: Any
+    leaves: dict[Item, Leaf] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, Port, int]:
+        return self.path, self.port, self.call
+
+
+def record(module: nn.Module, run: Run) -> list[Seen]:
+    """All events of a forward pass, in order."""
+    seen: list[Seen] = []
+
+    def listener(path: str, port: Port, call: int, value: Any) -> None:
+        event = Seen(path, port, call, None)
+        event.structure = _walk(value, (), event.leaves)
+        seen.append(event)
+
+    with undisturbed(module), listening(module, listener):
+        run.call(module)
+    return seen
+
+
+def _walk(value: Any, item: Item, leaves: dict[Item, Leaf]) -> Any:
+    if isinstance(value, Tensor):
+        leaves[item] = Leaf(value, version(value))
+        return {"leaf": item}
+    if isinstance(value, (tuple, list)):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_walk(part, (*item, i), leaves) for i, part in enumerate(value)]}
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {"dict": {key: _walk(part, (*item, key), leaves) for key, part in value.items()}}
+    return {"other": type(value).__name__}
+
+
+def version(tensor: Tensor) -> int:
+    """How often the storage was changed. Inference tensors do not count, nor may a scan change them in place."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def pick(value: Any, item: Item) -> Any:
+    """The part of a value that the keys lead to."""
+    for key in item:
+        value = value[key]
+    return value
+
+
+@contextmanager
+def listening(module: nn.Module, listener: Listener) -> Iterator[None]:
+    """`listener` is told of every event, in order."""
+    calls: Counter[str] = Counter()
+    running: list[int] = []
+
+    def hook(child: nn.Module, path: str, stack: ExitStack) -> None:
+        def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+            running.append(calls[path])
+            calls[path] += 1
+            listener(path, "input", running[-1], (args, kwargs))
+
+        def after(_: nn.Module, args: Any, output: Any) -> None:
+            listener(path, "output", running.pop(), output)
+
+        stack.callback(child.register_forward_pre_hook(before, with_kwargs=True).remove)
+        stack.callback(child.register_forward_hook(after).remove)
+
+    with ExitStack() as stack:
+        for path, child in module.named_modules():
+            hook(child, path, stack)
+        yield
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the modes of all modules and the random state are restored."""
+    modes = [(child, child.training) for child in module.modules()]
+    devices = {p.device.index for p in module.parameters() if p.device.type == "cuda"}
+    try:
+        for child, _ in modes:
+            child.training = False
+        with torch.random.fork_rng(sorted(devices)), torch.inference_mode(False), torch.no_grad():
+            yield
+    finally:
+        for child, mode in modes:
+            child.training = mode
+
+
+@contextmanager
+def fake_model(build: Callable[[], nn.Module]) -> Iterator[nn.Module]:
+    """What `build` makes, with tensors that have shapes and no values, and the mode to run it in.
+
+    A mixture of experts runs with `batched_mm`, whose shapes do not depend on the routing. Asked of values
+    that it cannot see, transformers takes any row for several packed ones and makes a mask that the real run
+    does not have: the question is answered for it while the block lasts.
+
+    Raises:
+        ModelError: building it, or anything in the block, failed on tensors without values.
+    """
+    unpacked = mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
+    try:
+        with unpacked, FakeTensorMode(allow_non_fake_inputs=True):
+            module = build()
+            can_set = getattr(module, "_can_set_experts_implementation", None)
+            if can_set is not None and can_set():
+                module.set_experts_implementation("batched_mm")  # type: ignore[operator]
+            yield module
+    except Exception as error:
+        raise ModelError(
+            f"expected a model that can be built and run on tensors without values, got "
+            f"{type(error).__name__}: {error}; load the weights, then scan it"
+        ) from error

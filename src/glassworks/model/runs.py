@@ -1,0 +1,115 @@
+"""Small inputs on which a model shows what it does: token ids of two sizes, so that no two axes look alike.
+
+Position ids are always given where the forward takes them, so that what depends on positions has a row for
+each request; masks and caches are not.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glassworks.errors import ModelError
+
+_SIZES = ({"batch": 2, "seq": 5, "source": 4}, {"batch": 3, "seq": 7, "source": 6})
+"""batch*seq is 10 and 21, batch*source 8 and 18: each pair of sizes differs from every other."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The arguments of one forward pass and the sizes of its axes (none for a plain module)."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    sizes: Mapping[str, int]
+
+    def call(self, module: nn.Module) -> Any:
+        """What the model returns.
+
+        Raises:
+            ModelError: it raised on inputs of ours (the cause is chained); on the user's, its own error comes
+            out.
+        """
+        try:
+            return module(*self.args, **self.kwargs)
+        except Exception as error:
+            if not self.sizes:
+                raise
+            shown = {name: list(v.shape) if isinstance(v, Tensor) else v for name, v in self.kwargs.items()}
+            raise ModelError(
+                f"expected {type(module).__name__} to run on {shown}, got {type(error).__name__}: {error}"
+            ) from error
+
+
+def is_encoder_decoder(module: nn.Module) -> bool:
+    """Whether a forward pass of a Hugging Face model reads two sequences."""
+    return "decoder_input_ids" in _arguments(module) and bool(getattr(module.config, "is_encoder_decoder", False))
+
+
+def vocabulary(module: nn.Module) -> int:
+    """Number of tokens of a Hugging Face model; 0 if it reads none."""
+    config: Any = module.config
+    return int(getattr(config.get_text_config(), "vocab_size", None) or getattr(config, "vocab_size", None) or 0)
+
+
+def token_runs(module: nn.Module) -> tuple[Run, Run]:
+    """Two forward passes of a Hugging Face model that reads token ids.
+
+    Raises:
+        ModelError: it reads something else.
+    """
+    if not hasattr(module, "config"):
+        raise ModelError(
+            f"expected a Hugging Face model, got {type(module).__name__}; wrap it with the inputs of one call"
+        )
+    if "input_ids" not in _arguments(module):
+        raise ModelError(
+            f"expected a model that reads input_ids, got {type(module).__name__}, which reads "
+            f"{', '.join(_arguments(module))}; wrap it as a plain module, with the inputs of one call"
+        )
+    first, second = (_run(module, sizes) for sizes in _SIZES)
+    return first, second
+
+
+def _run(module: nn.Module, sizes: Mapping[str, int]) -> Run:
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    accepted, pool = _arguments(module), _ordinary(module)
+    batch, seq, source = sizes["batch"], sizes["seq"], sizes["source"]
+    kwargs: dict[str, Any]
+    if is_encoder_decoder(module):
+        kwargs = {
+            "input_ids": _ids(batch, source, pool, device),
+            "decoder_input_ids": _ids(batch, seq, pool, device),
+        }
+        used = sizes
+    else:
+        kwargs = {"input_ids": _ids(batch, seq, pool, device)}
+        used = {"batch": batch, "seq": seq}
+    if "position_ids" in accepted:
+        kwargs["position_ids"] = torch.arange(seq, device=device).expand(batch, seq).contiguous()
+    if "use_cache" in accepted:
+        kwargs["use_cache"] = False
+    return Run((), kwargs, used)
+
+
+def _ids(batch: int, tokens: int, pool: Sequence[int], device: torch.device) -> Tensor:
+    """Fixed ids [batch, tokens], all different where the pool allows."""
+    ids = [pool[i % len(pool)] for i in range(batch * tokens)]
+    return torch.tensor(ids, device=device).view(batch, tokens)
+
+
+def _ordinary(module: nn.Module, count: int = 64) -> list[int]:
+    """Some ids that mean nothing special: a padding id among them would call for a mask."""
+    config: Any = module.config
+    special = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")]
+    taken = {i for ids in special for i in (ids if isinstance(ids, (list, tuple)) else [ids])}
+    return list(islice((i for i in range(vocabulary(module)) if i not in taken), count)) or [0]
+
+
+def _arguments(module: nn.Module) -> tuple[str, ...]:
+    """Of the class: the instance's own `forward` may be somebody's wrapper."""
+    return tuple(inspect.signature(type(module).forward).parameters)

@@ -1,0 +1,154 @@
+"""The eager runtime: an unmodified module in this process, with the modules that somebody asked for being watched."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from glassworks.errors import ModelError
+from glassworks.run.interpret import Interpreter
+from glassworks.run.modules import Modules, Stopped, unwatched
+from glassworks.run.structures import built
+
+Visits = dict[str, list[tuple[int | None, int | None]]]
+
+
+class EagerRuntime:
+    """Performs forward steps of one module and visits just the sites that some graph asks for."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+        self.modules = Modules(module)
+        self.unembed: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the module's weights are; None if it has none."""
+        tensor = next(self.module.parameters(), None)
+        return None if tensor is None else tensor.device
+
+    def parameter(self, path: str) -> torch.Tensor:
+        """A weight by name."""
+        return self.module.get_parameter(path)
+
+    def step(
+        self,
+        args: Sequence[Any],
+        inputs: Mapping[str, Any],
+        interpreters: Sequence[Interpreter],
+        cache: dict[str, Any] | None = None,
+    ) -> Any:
+        """One forward pass.
+
+        Args:
+            args, inputs: what the module is called with. interpreters: the graphs that take part.
+            cache: of a generation: kept from step to step by the caller, filled here; None: no cache.
+
+        Returns:
+            What the module returned; None if the pass ended at the last event that was needed.
+        """
+        if cache is not None:
+            inputs = {**inputs, "use_cache": True, **cache}
+        with ExitStack() as stack:
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.set_grad_enabled(any(i.forward.has_backward for i in interpreters)))
+            returned = self._watched(args, inputs, interpreters)
+        if cache is not None and returned is not None:
+            cache["past_key_values"] = returned["past_key_values"]
+        return returned
+
+    def _watched(self, args: Sequence[Any], inputs: Mapping[str, Any], interpreters: Sequence[Interpreter]) -> Any:
+        watch = Watch(self.modules, interpreters)
+        if watch.last is not None and watch.last < 0:
+            return None
+        try:
+            with self.modules.watched(watch.visits, watch):
+                return self.module(*args, **inputs)
+        except Stopped:
+            return None
+
+    def call_module(self, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """A module of the model, or `unembed`, as a pure function: it fires no sites."""
+        with unwatched():
+            if path == "unembed":
+                if self.unembed is None:
+                    raise ModelError("this model has no logits to unembed to")
+                return self.unembed(*args)
+            return self.modules.by_path[path](*args, **kwargs)
+
+
+class Watch:
+    """One forward pass of some graphs: sends each event to the graphs that wait for it, and stops after the last."""
+
+    def __init__(self, owner: Modules, interpreters: Sequence[Interpreter]) -> None:
+        self.owner = owner
+        self.interpreters = interpreters
+        lasts = [interpreter.last for interpreter in interpreters]
+        self.last = None if None in lasts or not lasts else max(lasts)  # type: ignore[type-var]
+        self.visits = _visits(interpreters)
+        self.spared = frozenset.intersection(*[i.forward.spared for i in interpreters]) if interpreters else frozenset()
+        self._calls: dict[str, int] = {}
+
+    def visit(self, path: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """A watched module is called."""
+        calls = self.visits[path]
+        k = self._calls.get(path, 0)
+        self._calls[path] = k + 1
+        entering, leaving = calls[k] if k < len(calls) else (None, None)
+        if entering is not None:
+            args, kwargs = self._tell(entering, (args, kwargs))
+        returned = self._spare(path, args, kwargs) if path in self.spared else forward(*args, **kwargs)
+        return returned if leaving is None else self._tell(leaving, returned)
+
+    def _tell(self, event: int, raw: Any) -> Any:
+        for interpreter in self.interpreters:
+            if event in interpreter.actions:
+                raw = interpreter.at(event, raw)
+        if event == self.last:
+            raise Stopped
+        return raw
+
+    def _spare(self, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The output of a module that need not run, to be written: zeros in the form of its site."""
+        [interpreter, *_] = self.interpreters
+        table = interpreter.table
+        event = table.events[table.by_event[(path, "output", 0)]]
+        site = next(s for s in table.sites.values() if s.order == table.by_event[(path, "output", 0)] and not s.unfold)
+        like = next(t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor))
+        shape = site.shape(interpreter.sizes)
+        return built(event.structure, torch.zeros(shape, dtype=getattr(torch, site.dtype), device=like.device))
+
+
+def _visits(interpreters: Sequence[Interpreter]) -> Visits:
+    """Path -> (event before, event after) for each call that some graph waits for."""
+    if len(interpreters) == 1 and interpreters[0].step == 0:
+        notes = interpreters[0].forward.notes
+        if "visits" not in notes:
+            notes["visits"] = _merged(interpreters)
+        return notes["visits"]  # type: ignore[no-any-return]
+    return _merged(interpreters)
+
+
+def _merged(interpreters: Sequence[Interpreter]) -> Visits:
+    found: Visits = {}
+    for interpreter in interpreters:
+        table = interpreter.table
+        for event in [
+            *interpreter.actions,
+            *[_output_of(path, interpreter) for path in interpreter.forward.spared],
+        ]:
+            if event < 0 or event >= len(table.events):
+                continue
+            own = table.events[event]
+            calls = found.setdefault(own.path, [])
+            while len(calls) <= own.call:
+                calls.append((None, None))
+            before, after = calls[own.call]
+            calls[own.call] = (event, after) if own.port == "input" else (before, event)
+    return found
+
+
+def _output_of(path: str, interpreter: Interpreter) -> int:
+    return interpreter.table.by_event[(path, "output", 0)]

@@ -1,0 +1,293 @@
+"""The one place where nodes run.
+
+An interpreter runs one graph's nodes during one forward pass: it is told of events in order, reads and writes the sites
+there, and computes what has become computable. At one event nodes run in program order. A node's failure carries the
+user's line and keeps its type.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from glassworks.graph.nodes import Dtype, Ref, replace_refs
+from glassworks.graph.operations import OPERATIONS
+from glassworks.graph.place import Forward
+from glassworks.graph.sites import SiteTable
+from glassworks.run import gradients
+from glassworks.run.frame import Frame
+from glassworks.run.random import draw
+from glassworks.run.rows import Leaf, Slot
+from glassworks.run.structures import item_at, replaced
+from glassworks.trace import binding
+
+_DIRECT = frozenset({int, float, bool, str, type(None), torch.Tensor})
+
+
+class Callee(Protocol):
+    """What can call a module of the model as a pure function."""
+
+    def call_module(self, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """A module by path, or `unembed`."""
+
+
+class Interpreter:
+    """One graph in one forward pass.
+
+    Attributes:
+        actions: event -> nodes, for the current step.
+        last: the last event that is needed in this step; None: the model's own return is.
+    """
+
+    def __init__(
+        self,
+        frame: Frame,
+        forward: Forward,
+        table: SiteTable,
+        *,
+        slots: Mapping[int, Slot],
+        rows: Sequence[int],
+        callee: Callee,
+    ) -> None:
+        self.frame, self.forward, self.table, self.callee = frame, forward, table, callee
+        self.slots, self.rows = slots, rows
+        self.sizes: Mapping[str, int] = {}
+        self.step = 0
+        self.actions: Mapping[int, Sequence[int]] = dict(forward.actions)
+        self.last: int | None = max(self.actions, default=-1)
+
+    def begin(
+        self,
+        step: int,
+        *,
+        sizes: Mapping[str, int],
+        slots: Mapping[int, Slot],
+        live: frozenset[int] | None,
+        complete: bool,
+    ) -> None:
+        """Start a step of a generation: which rows it has, and which invokes still have live ones."""
+        self.step, self.sizes, self.slots = step, sizes, slots
+        frame = self.frame
+        found = {}
+        for event, members in self.forward.actions:
+            own = tuple(n for n in members if self._is_active(n, step, live))
+            if own and event < len(self.table.events):
+                found[event] = own
+        self.actions = found
+        self.last = None if complete else max(found, default=-1)
+        frame.early.clear()
+
+    def _is_active(self, n: int, step: int, live: frozenset[int] | None) -> bool:
+        scope = self.frame.plan.steps[n]
+        if scope is not None and (step < scope[0] or (scope[1] is not None and step >= scope[1])):
+            return False
+        return live is None or self._invokes(n) <= live
+
+    def _invokes(self, n: int) -> frozenset[int]:
+        """The invokes that a node concerns."""
+        known = self.forward.notes.setdefault("invokes", {})
+        if n not in known:
+            node = self.frame.nodes[n]
+            own = {node.invoke} if node.invoke >= 0 else set()
+            inner = [self._invokes(d) for d in node.deps if node.invoke < 0]
+            known[n] = frozenset(own).union(*inner)
+        return known[n]  # type: ignore[no-any-return]
+
+    # Events.
+
+    def at(self, event: int, raw: Any) -> Any:
+        """Run the nodes of an event on what passes there; gives what the model goes on with."""
+        frame = self.frame
+        nodes, values, releases = frame.nodes, frame.values, frame.plan.releases
+        leaves: dict[Any, Leaf] = {}
+        n = -1
+        try:
+            for n in self.actions[event]:
+                node = nodes[n]
+                kind = node.kind
+                if kind == "read":
+                    leaf = self._leaf(leaves, raw, node.target)
+                    value = leaf.read(node.invoke)
+                    values[n] = gradients.as_base(leaf, node.invoke, value) if n in frame.plan.bases else value
+                elif kind == "write" or kind == "skip":
+                    leaf = self._leaf(leaves, raw, node.target)
+                    leaf.write(node.invoke, self._value(node.deps[0]))
+                elif n not in frame.early:
+                    self._perform(n)
+                if n in releases:
+                    for d in releases[n]:
+                        values[d] = None
+        except Exception as error:
+            blame(error, frame, n)
+            raise
+        for leaf in leaves.values():
+            if leaf.changed:
+                raw = replaced(raw, leaf.site.item, leaf.result())
+        return raw
+
+    def _leaf(self, leaves: dict[Any, Leaf], raw: Any, name: str) -> Leaf:
+        site = self.table.sites[name]
+        leaf = leaves.get(site.item)
+        if leaf is None:
+            tensor = item_at(raw, site.item)
+            if site.mutated:
+                tensor = tensor.clone()
+            leaf = leaves[site.item] = Leaf(tensor, site, self.slots, self.sizes)
+        elif leaf.site.unfold != site.unfold:
+            leaf = leaves[site.item] = Leaf(leaf.result(), site, self.slots, self.sizes)
+            leaf.changed = True
+        return leaf
+
+    # Nodes.
+
+    def prelude(self) -> None:
+        """Run what needs no forward pass."""
+        n = -1
+        try:
+            for n in self.frame.plan.prelude:
+                self._perform(n)
+        except Exception as error:
+            blame(error, self.frame, n)
+            raise
+
+    def finish(self, tokens: Mapping[int, torch.Tensor]) -> None:
+        """Run what follows from the new tokens of a generation: for each invoke int64 `[rows, new]`."""
+        n = -1
+        try:
+            for event, members in self.forward.actions:
+                for n in members if event == len(self.table.events) else ():
+                    if self.frame.nodes[n].kind == "result":
+                        self.frame.values[n] = tokens[self.frame.nodes[n].invoke]
+                    else:
+                        self._perform(n)
+        except Exception as error:
+            blame(error, self.frame, n)
+            raise
+
+    def _value(self, n: int) -> Any:
+        history = self.frame.history.get(n)
+        if history is not None and self.frame.plan.steps[n] is not None and self.step in history:
+            return history[self.step]
+        return self.frame.values[n]
+
+    def _perform(self, n: int) -> None:
+        frame = self.frame
+        node = frame.nodes[n]
+        match node.kind:
+            case "call":
+                frame.values[n] = self._call(n)
+            case "item":
+                frame.values[n] = self._value(node.deps[0])[node.args[1]]
+            case "save":
+                self._save(n)
+            case "update":
+                frame.values[n] = _updated(self._value(node.deps[0]), *_resolved(node.args[1:], self._value))
+            case "constant":
+                frame.values[n] = frame.constant(n)
+            case "module":
+                frame.values[n] = self.callee.call_module(node.target, *self._arguments(n))
+            case "parameter":
+                frame.values[n] = frame.parameter(node.target).detach()
+            case "input":
+                frame.values[n] = frame.input(node.target)
+            case "backward":
+                gradients.run_backward(self, n)
+            case "grad" | "grad_write":
+                pass  # the backward has given it its value
+        if n in frame.plan.crossing:
+            frame.history.setdefault(n, {})[self.step] = frame.values[n]
+
+    def compute(self, n: int) -> Any:
+        """A node's value, computed now with what it needs if it has not been (inside a backward)."""
+        frame = self.frame
+        if (
+            frame.values[n] is None
+            and n not in frame.early
+            and frame.nodes[n].kind in ("call", "item", "update", "module")
+        ):
+            for d in frame.nodes[n].deps:
+                self.compute(d)
+            self._perform(n)
+            frame.early.add(n)
+        return frame.values[n]
+
+    def _arguments(self, n: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        node = self.frame.nodes[n]
+        args = tuple([self._argument(item) for item in node.args])
+        return args, {name: self._argument(item) for name, item in node.kwargs} if node.kwargs else {}
+
+    def _argument(self, item: Any) -> Any:
+        kind = type(item)
+        if kind is Ref:
+            return self._value(item.node)
+        if kind in _DIRECT:
+            return item
+        return _resolved(item, self._value)
+
+    def _call(self, n: int) -> Any:
+        args, kwargs = self._arguments(n)
+        name = self.frame.nodes[n].target
+        operation = OPERATIONS.get(name)
+        if operation is not None and operation.random:
+            key = (self.frame.graph.seed, n, self.step)
+            return draw(name, args, kwargs, key=key, rows=self._rows_of(n))
+        return binding.bound(name)(*args, **kwargs)
+
+    def _rows_of(self, n: int) -> Sequence[int]:
+        """Numbers, in the experiment, of the rows that a node concerns."""
+        numbers: list[int] = []
+        for invoke in sorted(self._invokes(n)) or [None]:
+            slot = self.slots.get(-1 if invoke is None else invoke)
+            if slot is not None:
+                numbers += self.rows[slot.start : slot.start + slot.count]
+        return numbers
+
+    def _save(self, n: int) -> None:
+        frame = self.frame
+        node = frame.nodes[n]
+        value = _kept(self._value(node.deps[0]), frame.nodes[node.deps[0]])
+        if frame.plan.steps[n] is None or ("single", True) in node.kwargs:
+            frame.saves[node.target] = value
+        else:
+            frame.saves.setdefault(node.target, []).append(value)
+
+
+def _kept(value: torch.Tensor, node: Any) -> torch.Tensor:
+    """A tensor of its own memory: what a save may give away. A view would pin, or be changed with, the whole batch."""
+    operation = OPERATIONS.get(node.target) if node.kind == "call" else None
+    fresh = operation is not None and operation.aliasing == "never"
+    return value.detach() if fresh and value._base is None else value.detach().clone()
+
+
+def _resolved(item: Any, value_of: Any) -> Any:
+    found = replace_refs(item, value_of)
+    return _formats(found) if type(found) in (tuple, Dtype) else found
+
+
+def _formats(found: Any) -> Any:
+    if type(found) is Dtype:
+        return getattr(torch, found.name)
+    return tuple(_formats(item) for item in found) if type(found) is tuple else found
+
+
+def _updated(base: torch.Tensor, views: Sequence[Any], value: torch.Tensor) -> torch.Tensor:
+    """A copy of `base` in which the view that `views` lead to holds `value`."""
+    whole = base.clone(memory_format=torch.contiguous_format)
+    part = whole
+    for name, args, kwargs, *which in views:
+        part = binding.bound(name)(part, *args, **dict(kwargs))
+        part = part[which[0]] if which else part
+        if part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+            raise ValueError(
+                f"writing through {name} is not possible here: it gives a copy, not a view. Write the whole site instead: "
+                "site[:] = value"
+            )
+    part.copy_(value)
+    return whole
+
+
+def blame(error: BaseException, frame: Frame, n: int) -> None:
+    """Add the user's line to an error that a node raised."""
+    if n >= 0 and not getattr(error, "_glassworks_blamed", False):
+        error.add_note(f"  at {frame.graph.where(n)}")
+        error._glassworks_blamed = True  # type: ignore[attr-defined]

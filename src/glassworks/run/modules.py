@@ -1,0 +1,99 @@
+"""How a running model is watched: the `forward` of the modules that a run asks for, and of no others, is wrapped.
+
+A wrapper stands on the instance only while some run needs it, looks up that run in a context variable, and otherwise
+calls what was there before. So a model called by itself is the bare model, several runs in several threads do not meet,
+and a deep copy of an idle model copies no wrapper.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from threading import Lock
+from typing import Any, Protocol
+
+import torch
+
+WATCHING: ContextVar["Watcher | None"] = ContextVar("glassworks_watching", default=None)
+
+
+class Stopped(BaseException):
+    """Unwinds a forward pass after the last event that is needed. Not an Exception: models catch those."""
+
+
+class Watcher(Protocol):
+    """What is told of the modules it asked for."""
+
+    owner: "Modules"
+
+    def visit(self, path: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """A module is called; gives what it is to return."""
+
+
+class Modules:
+    """The modules of one model, by path, and the wrappers of those that have been watched."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.root = module
+        self.by_path: dict[str, torch.nn.Module] = dict(module.named_modules(remove_duplicate=False))
+        self._watched: dict[str, int] = {}
+        self._before: dict[str, Any] = {}
+        self._lock = Lock()
+
+    @contextmanager
+    def watched(self, paths: Iterable[str], watcher: Watcher) -> Iterator[None]:
+        """Within the block the watcher is told of these modules, in this context."""
+        self.hold(paths)
+        token = WATCHING.set(watcher)
+        try:
+            yield
+        finally:
+            WATCHING.reset(token)
+            self.release(paths)
+
+    def hold(self, paths: Iterable[str]) -> None:
+        """Wrap modules that nobody watches yet."""
+        with self._lock:
+            watched = self._watched
+            for path in paths:
+                count = watched.get(path, 0)
+                watched[path] = count + 1
+                if not count:
+                    own = self.by_path[path].__dict__
+                    self._before[path] = own.get("forward")
+                    own["forward"] = self._wrapper(path)
+
+    def release(self, paths: Iterable[str]) -> None:
+        """Put back what stood there, where nobody watches any more."""
+        with self._lock:
+            watched = self._watched
+            for path in paths:
+                watched[path] -= 1
+                if not watched[path]:
+                    own, before = self.by_path[path].__dict__, self._before.pop(path)
+                    if before is None:
+                        del own["forward"]
+                    else:
+                        own["forward"] = before
+
+    def _wrapper(self, path: str) -> Callable[..., Any]:
+        module = self.by_path[path]
+        before = self._before[path]
+        forward = type(module).forward.__get__(module) if before is None else before
+
+        def watched_forward(*args: Any, **kwargs: Any) -> Any:
+            watcher = WATCHING.get()
+            if watcher is None or watcher.owner is not self:
+                return forward(*args, **kwargs)
+            return watcher.visit(path, forward, args, kwargs)
+
+        return watched_forward
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Within the block modules run without being watched: a module called as a pure function."""
+    token = WATCHING.set(None)
+    try:
+        yield
+    finally:
+        WATCHING.reset(token)

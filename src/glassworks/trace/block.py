@@ -1,0 +1,476 @@
+"""The blocks in which experiments are written: `with model.trace(...) as t:`, `generate`, `record`, `edit`.
+
+One class serves them all: a block collects rows and nodes, and when it ends without an error hands a graph to the
+backend and the results to the saved Values. Nothing runs before that, and nothing at all if nothing was saved.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import get_ident
+from typing import Any
+
+import torch
+
+from glassworks.errors import GlassworksError, GraphError, InputError, NotSaved, ScopeError
+from glassworks.graph.backend import Generation, Inputs, Results, Rows
+from glassworks.graph.graph import Graph
+from glassworks.graph.nodes import ALL_ROWS, Line, Node, Ref, Steps
+from glassworks.graph.place import effects
+from glassworks.trace.cache import Cache
+from glassworks.trace.parts import Core, Part
+from glassworks.trace.positions import Positions
+from glassworks.trace.prompts import rows_of
+from glassworks.trace.recorder import Recorder, caller
+from glassworks.trace.shapes import Shapes
+from glassworks.trace.tensors import as_tensor, dtype_name
+from glassworks.trace.value import Value
+
+RESULT = "result"
+
+_OPEN: dict[int, list[Recorder]] = {}
+"""The open blocks of each thread, of whichever model; the last is the innermost."""
+
+
+class Block:
+    """An open experiment, and after it what came of it.
+
+    Attributes:
+        graph: what was written, as data, once the block has ended.
+        forwards: how many forward passes the run took.
+    """
+
+    graph: Graph
+    forwards: int = 0
+
+    def __init__(
+        self,
+        core: Core,
+        *,
+        rows: Sequence[Rows] = (),
+        at_most: int | None = None,
+        generation: Generation | None = None,
+        seed: int = 0,
+        finish: Callable[["Block"], None] | None = None,
+    ) -> None:
+        self._core = core
+        self._rows = list(rows)
+        self._at_most = at_most
+        self._generation = generation
+        self._seed = seed
+        self._finish = finish
+        self._recorder: Recorder | None = None
+        self._results: Results | None = None
+        self._root: Any = None
+
+    # Opening and closing.
+
+    def __enter__(self) -> "Block":
+        core, thread = self._core, get_ident()
+        if thread in core.blocks:
+            raise ScopeError(f"a block of this model is open already; one at a time in a thread\n  at {caller()}")
+        table = core.backend.sites(Inputs(tuple(self._rows))) if core.table.plain and self._rows else core.table
+        recorder = Recorder(table, Value, core.prefix)
+        recorder.seed = self._seed
+        recorder.invokes = len(self._rows)
+        recorder.invoke = 0 if self._rows else ALL_ROWS
+        recorder.needs_steps = self._generation is not None
+        recorder.partner = core.sessions.get(thread)
+        recorder.shape_of = Shapes(recorder, self._sizes)
+        self._recorder = core.blocks[thread] = recorder
+        _OPEN.setdefault(thread, []).append(recorder)
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        recorder = self._own()
+        del self._core.blocks[get_ident()]
+        _OPEN[get_ident()].remove(recorder)
+        if error is not None:
+            recorder.close()
+            return
+        self.graph = recorder.graph()
+        if self._finish is not None:
+            self._finish(self)
+            recorder.close()
+        elif recorder.partner is not None:
+            recorder.partner.adopt(self)
+        else:
+            try:
+                self._run()
+            finally:
+                recorder.close()
+
+    def _own(self) -> Recorder:
+        if self._recorder is None:
+            raise ScopeError(f"open the block first: `with model.trace(...) as t:`\n  at {caller()}")
+        return self._recorder
+
+    def _open(self) -> Recorder:
+        recorder = self._own()
+        if recorder.closed:
+            raise ScopeError(f"this belongs inside the block, which has ended\n  at {caller()}")
+        return recorder
+
+    def _run(self) -> None:
+        recorder = self._own()
+        if next(effects(self.graph), None) is None:
+            return
+        graph = self.graph
+        if self._generation is not None and _needs_all_steps(graph):
+            graph = _with_results(graph)
+        self.deliver(self._core.backend.run(graph, self.inputs, self._generation))
+
+    def deliver(self, results: Results) -> None:
+        """Hand the backend's answer to the saved Values."""
+        for value, name in self._own().saved:
+            value.deliver(results[name])
+        for number, gradient in results.gradients.items():
+            tensor = as_tensor(self.graph.constants[number])
+            torch.autograd.backward([tensor], [gradient.to(tensor.device)])
+        self.forwards = results.forwards
+        self._results = results
+
+    @property
+    def inputs(self) -> Inputs:
+        """The rows of the block, as the backend takes them."""
+        return Inputs(tuple(self._rows), rows=self._at_most)
+
+    # Rows.
+
+    @contextmanager
+    def invoke(self, *prompt: Any, **arguments: Any) -> Iterator["Invoke"]:
+        """Add rows; sites inside mean these rows.
+
+        Args:
+            prompt: as for `trace`. arguments: go to the model.
+        """
+        recorder = self._open()
+        if recorder.invoke != ALL_ROWS:
+            already = "trace(...) was given a prompt" if recorder.invokes == 1 and self._rows else "another is open"
+            raise ScopeError(f"an invoke adds rows to a block that has none of its own; {already}\n  at {caller()}")
+        self._rows.append(make_rows(self._core, prompt, arguments))
+        if self._core.table.plain and not recorder.table.sites:
+            recorder.table = self._core.backend.sites(self.inputs)
+        recorder.invoke = recorder.invokes
+        recorder.invokes += 1
+        try:
+            yield Invoke(self, recorder.invoke)
+        finally:
+            recorder.invoke = ALL_ROWS
+
+    def _here(self) -> int:
+        invoke = self._own().invoke if self._recorder else 0
+        if invoke == ALL_ROWS:
+            if len(self._rows) == 1:
+                return 0
+            raise ScopeError(
+                f"this block has {len(self._rows)} invokes: ask inside one, or the invoke itself\n  at {caller()}"
+            )
+        return invoke
+
+    @property
+    def tokens(self) -> list[list[str]]:
+        """Strings of the tokens, a list a row."""
+        return self._tokens(self._here())
+
+    def _tokens(self, invoke: int) -> list[list[str]]:
+        text = self._core.text
+        if text is None:
+            raise InputError(f"this model has no tokenizer\n  at {caller()}")
+        return [text.strings(row) for row in self._rows[invoke].ids]
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """bool `[batch, seq]`: where a row has a token of its own (rows are padded at the left)."""
+        return self._mask(self._here())
+
+    def _mask(self, invoke: int) -> torch.Tensor:
+        lengths = torch.tensor([len(row) for row in self._rows[invoke].ids])
+        width = int(lengths.max())
+        return torch.arange(width)[None] >= (width - lengths)[:, None]
+
+    def find(self, text: str, which: str = "last") -> Positions:
+        """The position of the last token of `text` in each row, so that `value[:, t.find(s)]` is `[batch, d]`.
+
+        Args:
+            which: the `"last"` or the `"first"` time that the text occurs.
+
+        Raises:
+            InputError: a row does not hold the text, or it ends inside a token.
+        """
+        return self._find(self._here(), text, which)
+
+    def _find(self, invoke: int, text: str, which: str) -> Positions:
+        tokenizer = self._core.text
+        if tokenizer is None:
+            raise InputError(f"this model has no tokenizer\n  at {caller()}")
+        if which not in ("first", "last"):
+            raise InputError(f"which must be 'first' or 'last', got {which!r}\n  at {caller()}")
+        ids = self._rows[invoke].ids
+        width = max(len(row) for row in ids)
+        try:
+            return Positions(width - len(row) + tokenizer.find(row, text, which) for row in ids)
+        except InputError as error:
+            raise InputError(f"{error}\n  at {caller()}") from None
+
+    def _sizes(self, invoke: int, steps: Steps | None) -> dict[str, int | None]:
+        """Sizes of the axes at a place written in `invoke` under `steps`; None: it differs."""
+        table = self._own().table
+        if not self._rows or not all(rows.ids for rows in self._rows):
+            return {"batch": None, "seq": None, "source": None}
+        own = self._rows if invoke == ALL_ROWS else [self._rows[invoke]]
+        longest = max((len(row) for rows in own for row in rows.ids), default=1)
+        seq = _decoder_length(own) if table.encoder_decoder else longest
+        if self._generation is not None and steps != (0, 1):
+            seq = 1 if steps is not None and steps[0] > 0 else (1 if table.encoder_decoder and seq == 1 else None)
+        return {"batch": sum(len(rows.ids) for rows in own), "seq": seq, "source": longest}
+
+    # Steps.
+
+    @property
+    def steps(self) -> "StepIndex":
+        """`with t.steps[a:b]:` scopes its body to those steps, `t.steps[k]` to one; `for step in t.steps[a:b]:` unrolls."""
+        return StepIndex(self)
+
+    @property
+    def prompt(self) -> "StepScope":
+        """`t.steps[0]`: the forward over the prompt."""
+        return StepScope(self, (0, 1), True)
+
+    @property
+    def ids(self) -> Any:
+        """Token ids of the prompt: int64 `[batch, seq]`, padded at the left with 0."""
+        rows = self._rows[self._here()].ids
+        width = max(len(row) for row in rows)
+        return torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
+
+    # Gradients, results, caches.
+
+    def backward(self, loss: Value) -> "Backward":
+        """Take derivatives of `loss`, which has one element: `value.grad` then reads and writes them."""
+        recorder, line = self._open(), caller()
+        node = recorder.node_of(loss, line)
+        return Backward(recorder.add(Node("backward", "", (Ref(node),), (), (node,), ALL_ROWS, None), line))
+
+    @property
+    def seed(self) -> int:
+        """The seed of random nodes and of sampling."""
+        return self._seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        if type(seed) is not int or seed < 0:
+            raise InputError(f"a seed is an int of at least 0, got {seed!r}")
+        self._open().seed = self._seed = seed
+
+    @property
+    def result(self) -> Any:
+        """In `trace`: the model's own return. In `generate`: the new tokens, int64 `[batch, new]`.
+
+        After a generate block it needs no save, and runs all steps if they have not been run.
+        """
+        recorder = self._own()
+        if self._core.blocks.get(get_ident()) is recorder:
+            return self._result_inside(recorder)
+        return self._result_after(None)
+
+    def _result_inside(self, recorder: Recorder) -> Any:
+        if self._generation is None:
+            if self._root is None:
+                self._root = Part(self._core, None, "").output
+            return self._root
+        return self._tokens_node(recorder, recorder.invoke, caller())
+
+    def _tokens_node(self, recorder: Recorder, invoke: int, line: Line) -> Value:
+        return Value(recorder, recorder.add(Node("result", "", (), (), (), invoke, None), line), line)
+
+    def _result_after(self, invoke: int | None) -> Any:
+        if self._generation is None:
+            raise NotSaved(f"write t.result.save() inside the block, and use what it gives\n  at {caller()}")
+        if self._results is None or f"{RESULT}.0" not in self._results:
+            self._results = self._core.backend.run(_with_results(self.graph), self.inputs, self._generation)
+            self.forwards = self._results.forwards
+        found = [self._results[f"{RESULT}.{k}"] for k in range(self.graph.invokes)]
+        return _stacked(found) if invoke is None else found[invoke]
+
+    @property
+    def alive(self) -> list[torch.Tensor]:
+        """Of a generation, after the block: for each step that ran, bool `[batch]`, which rows were live."""
+        if self._results is None:
+            raise NotSaved(f"nothing has run yet: save something, or read t.result first\n  at {caller()}")
+        steps = max((len(rows) for rows in self._results.alive), default=0)
+        return [
+            torch.tensor([live for rows in self._results.alive for live in rows[min(k, len(rows) - 1)]])
+            for k in range(steps)
+        ]
+
+    def cache(self, sites: str | Sequence[str] = "layers.*.output", *, device: str = "cpu", dtype: Any = None) -> Cache:
+        """Keep the final values of many sites, by name; after the block it is a mapping to tensors.
+
+        Args:
+            sites: a pattern, or several; `*` stands for anything.
+            device: where the values are kept. dtype: their format; None leaves it.
+        """
+        return Cache(self._open(), sites, device=device, dtype=dtype, line=caller())
+
+
+class Invoke:
+    """The rows of one `t.invoke(...)`."""
+
+    def __init__(self, block: Block, number: int) -> None:
+        self._block, self.number = block, number
+
+    @property
+    def tokens(self) -> list[list[str]]:
+        """Strings of the tokens, a list a row."""
+        return self._block._tokens(self.number)
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """bool `[batch, seq]`: where a row has a token of its own."""
+        return self._block._mask(self.number)
+
+    def find(self, text: str, which: str = "last") -> Positions:
+        """As `t.find`, in these rows."""
+        return self._block._find(self.number, text, which)
+
+    @property
+    def result(self) -> Any:
+        """As `t.result`, of these rows."""
+        recorder = self._block._own()
+        if recorder.closed:
+            return self._block._result_after(self.number)
+        if self._block._generation is None:
+            return Part(self._block._core, None, "").output
+        return self._block._tokens_node(recorder, self.number, caller())
+
+
+class Backward:
+    """One `t.backward`; `b.grad(value)` reads its gradient."""
+
+    def __init__(self, node: int) -> None:
+        self._node = node
+
+    def grad(self, value: Value) -> Value:
+        """The gradient of this backward's loss with respect to `value`, of its shape."""
+        return value.grad_of(self._node, caller())
+
+
+class StepIndex:
+    """`t.steps`, waiting for its index."""
+
+    def __init__(self, block: Block) -> None:
+        self._block = block
+
+    def __getitem__(self, index: int | slice) -> "StepScope":
+        if isinstance(index, int) and index >= 0:
+            return StepScope(self._block, (index, index + 1), True)
+        if isinstance(index, slice) and index.step in (None, 1):
+            first, end = index.start or 0, index.stop
+            if first >= 0 and (end is None or end > first):
+                return StepScope(self._block, (first, end), False)
+        raise ScopeError(
+            f"steps are t.steps[k], t.steps[a:b] or t.steps[:], counted from 0; got {index!r}\n  at {caller()}"
+        )
+
+
+class StepScope:
+    """Some steps of a generation: a scope for sites, or a loop over its numbers."""
+
+    def __init__(self, block: Block, steps: Steps, single: bool) -> None:
+        self._block, self._steps, self._single = block, steps, single
+        self._outer: list[tuple[Steps | None, bool]] = []
+
+    def __enter__(self) -> "StepScope":
+        recorder = self._block._open()
+        self._outer.append((recorder.steps, recorder.single))
+        if recorder.steps is not None:
+            raise ScopeError(f"steps inside steps; close the outer ones first\n  at {caller()}")
+        recorder.steps, recorder.single = self._steps, self._single
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        recorder = self._block._own()
+        recorder.steps, recorder.single = self._outer.pop()
+
+    def __iter__(self) -> Iterator[int]:
+        first, end = self._steps
+        generation = self._block._generation
+        if end is None:
+            if generation is None:
+                raise ScopeError(f"a loop over steps needs an end: t.steps[{first}:n]\n  at {caller()}")
+            end = max(generation.max_new_tokens, 1)
+        for step in range(first, end):
+            with StepScope(self._block, (step, step + 1), True):
+                yield step
+
+
+def make_rows(core: Core, prompt: tuple[Any, ...], arguments: Mapping[str, Any]) -> Rows:
+    """One invoke's rows from what the user gave. InputError carries the line."""
+    if core.table.plain:
+        return Rows(args=prompt, kwargs=dict(arguments))
+    if len(prompt) != 1:
+        given = arguments.pop("input_ids") if not prompt and "input_ids" in arguments else None  # type: ignore[attr-defined]
+        if given is None:
+            raise InputError(
+                f"expected one prompt (a text, ids, a chat, or a list of them), got {len(prompt)}\n  at {caller()}"
+            )
+        prompt = (given,)
+    try:
+        ids = rows_of(prompt[0], core.text)
+    except GlassworksError as error:
+        raise type(error)(f"{error}\n  at {caller()}") from None
+    return Rows(ids=ids, kwargs=dict(arguments))
+
+
+def _decoder_length(own: Sequence[Rows]) -> int:
+    lengths = [
+        torch.as_tensor(rows.kwargs["decoder_input_ids"]).shape[-1]
+        for rows in own
+        if "decoder_input_ids" in rows.kwargs
+    ]
+    return max(lengths, default=1)
+
+
+def _needs_all_steps(graph: Graph) -> bool:
+    return any(node.kind == "read" and node.steps is not None and node.steps[1] is None for node in graph.nodes)
+
+
+def _with_results(graph: Graph) -> Graph:
+    """The same graph that also saves the new tokens of each invoke."""
+    nodes, lines = list(graph.nodes), list(graph.lines)
+    for invoke in range(graph.invokes):
+        nodes.append(Node("result", "", (), (), (), invoke, None))
+        own = (Ref(len(nodes) - 1),)
+        nodes.append(Node("save", f"{RESULT}.{invoke}", own, (("single", True),), (len(nodes) - 1,), ALL_ROWS, None))
+        lines += [None, None]
+    return Graph(tuple(nodes), tuple(lines), graph.constants, graph.invokes, graph.seed)
+
+
+def _stacked(results: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Rows of several invokes under each other; shorter ones are filled at the right with their last column."""
+    width = max(result.shape[1] for result in results)
+    padded = [torch.nn.functional.pad(result, (0, width - result.shape[1]), value=-1) for result in results]
+    return torch.cat(padded)
+
+
+def check_graph(value: Any) -> Graph:
+    """A graph, or an error that says what is one."""
+    if isinstance(value, Block):
+        return value.graph
+    if not isinstance(value, Graph):
+        raise GraphError(f"expected a graph (t.graph, or gw.Graph.load(path)), got {type(value).__name__}")
+    return value
+
+
+def input(name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Value:
+    """A tensor that `model.run(graph, prompts, name=tensor)` will be given; inside a block.
+
+    Args:
+        shape: its sizes. dtype: its number format.
+    """
+    line = caller()
+    recorder = _OPEN.get(get_ident(), [None])[-1]
+    if recorder is None:
+        raise ScopeError(f"gw.input belongs inside a block, `with model.record() as t:`\n  at {line}")
+    node = Node("input", name, (tuple(shape), dtype_name(dtype)), (), (), ALL_ROWS, None)
+    return Value(recorder, recorder.add(node, line), line)

@@ -1,0 +1,63 @@
+"""`t.cache(...)`: the final values of many sites at once, by name."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+
+from glassworks.errors import UnknownSite
+from glassworks.graph.nodes import Line
+from glassworks.trace.recorder import Recorder
+from glassworks.trace.value import Value
+
+
+class Cache(Mapping[str, Any]):
+    """A mapping from site name to tensor, once the block has ended.
+
+    The sites are read when the block ends, after all its writes.
+    """
+
+    def __init__(self, recorder: Recorder, sites: str | Sequence[str], *, device: str, dtype: Any, line: Line) -> None:
+        patterns = [sites] if isinstance(sites, str) else list(sites)
+        table = recorder.table
+        self.names: list[str] = []
+        for pattern in patterns:
+            found = [name for name in table.sites if fnmatchcase(name, pattern)]
+            if not found:
+                raise UnknownSite(f"no site matches {pattern!r}: {table.why_not(pattern)}\n  at {line}")
+            self.names += [name for name in sorted(found, key=lambda n: table.sites[n].order) if name not in self.names]
+        self._device, self._dtype, self._line = device, dtype, line
+        self._values: dict[str, Value] = {}
+        self._scope = (recorder.invoke, recorder.steps, recorder.single)
+        recorder.at_end.append(self._read)
+
+    def _read(self, recorder: Recorder) -> None:
+        before = recorder.invoke, recorder.steps, recorder.single
+        recorder.invoke, recorder.steps, recorder.single = self._scope
+        for name in self.names:
+            value = Value(recorder, recorder.read(name, self._line), self._line, name)
+            self._values[name] = value.save(self._save_name(recorder, name))
+        recorder.invoke, recorder.steps, recorder.single = before
+
+    @staticmethod
+    def _save_name(recorder: Recorder, name: str) -> str | None:
+        return name if all(name != other for _, other in recorder.saved) else None
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.names:
+            raise KeyError(f"{name!r} is not in this cache; it has {', '.join(self.names[:6])} ...")
+        value = self._values[name].value
+        return [self._placed(item) for item in value] if isinstance(value, list) else self._placed(value)
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device=self._device, dtype=self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"<cache of {len(self.names)} sites: {', '.join(self.names[:4])}{' ...' if len(self.names) > 4 else ''}>"

@@ -1,0 +1,302 @@
+"""The model that people hold: blocks, its parts, its tokenizer. It is given a Backend and cannot tell which."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from glassworks.errors import GraphError, InputError
+from glassworks.graph.backend import Backend, Generation, Inputs, Results, Rows
+from glassworks.graph.graph import Graph
+from glassworks.graph.sites import SiteTable
+from glassworks.trace.block import Block, check_graph, make_rows
+from glassworks.trace.collect import run_over
+from glassworks.trace.parts import Core, Part, at_path, child_of
+from glassworks.trace.prompts import Text, rows_of
+from glassworks.trace.recorder import Recorder, caller
+from glassworks.trace.session import Session
+from glassworks.trace.show import render
+from glassworks.trace.value import Value
+
+
+class Reply:
+    """What a model said. `tokens`: the new ids; `text`: what they spell."""
+
+    __slots__ = ("text", "tokens")
+
+    def __init__(self, tokens: list[int], text: str) -> None:
+        self.tokens, self.text = tokens, text
+
+    def __repr__(self) -> str:
+        return f"Reply({self.text!r})"
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Model(Part):
+    """A model behind a backend.
+
+    Its parts are attributes, standard names first: `model.layers[3].mlp`, `model.transformer.h[0]`; `model["a.b"]` takes
+    any path. `print(model)` lists what it has.
+    """
+
+    def __init__(self, core: Core) -> None:
+        super().__init__(core, None, "")
+
+    # Blocks.
+
+    def trace(self, *prompt: Any, rows: int | None = None, seed: int = 0, **arguments: Any) -> Block:
+        """A block over one forward pass.
+
+        Args:
+            prompt: a text, token ids, a chat, or a list of these; of a plain module, its arguments. Without one, rows
+                are added by `t.invoke`.
+            rows: at most so many rows a pass. seed: of random nodes.
+            arguments: go to the model.
+
+        Example:
+            with model.trace("The Eiffel Tower is in the city of") as t:
+                top = model.logits[:, -1].argmax(-1).save()
+        """
+        own = [make_rows(self._core, prompt, arguments)] if prompt or "input_ids" in arguments else []
+        if not own and arguments and self._core.table.plain:
+            own = [make_rows(self._core, prompt, arguments)]
+        elif not own and arguments:
+            raise InputError(
+                f"arguments without a prompt: {', '.join(arguments)}; give them to t.invoke\n  at {caller()}"
+            )
+        return Block(self._core, rows=own, at_most=rows, seed=seed)
+
+    def generate(
+        self, *prompt: Any, max_new_tokens: int = 64, rows: int | None = None, seed: int = 0, **options: Any
+    ) -> Block:
+        """A block over a generation: step 0 reads the prompt, step k the k-th new token.
+
+        Args:
+            prompt: as for `trace`. max_new_tokens: 0 only reads the prompt.
+            options: transformers' names: do_sample, temperature, top_k, top_p, repetition_penalty, eos_token_id ...
+        """
+        own = [make_rows(self._core, prompt, {})] if prompt else []
+        generation = Generation(max_new_tokens, options)
+        return Block(self._core, rows=own, at_most=rows, generation=generation, seed=seed)
+
+    def record(self) -> Block:
+        """A block that is written down and does not run: `t.graph`, for `model.run`, to store or to send."""
+        return Block(self._core, rows=[Rows(ids=())], finish=lambda block: None)
+
+    def session(self) -> Session:
+        """Several blocks as one job: values flow between them; nothing runs until it ends."""
+        return Session(self._core)
+
+    def edit(self) -> "Edit":
+        """`with model.edit() as edited:` makes a model that always runs what the block writes; this one stays as it is."""
+        return Edit(self._core)
+
+    # Runs.
+
+    def run(
+        self, graph: Graph, prompts: Any, *, rows: int = 64, max_new_tokens: int | None = None, **inputs: Any
+    ) -> Results:
+        """Run a stored graph over prompts, at most `rows` a pass.
+
+        Args:
+            graph: of `model.record()`, or loaded. prompts: as for `trace`; a list is many rows.
+            max_new_tokens: for a graph that generates. inputs: tensors for the graph's named inputs; others go to the
+                model.
+
+        Returns:
+            A mapping by save name. Rows are joined along their axis; ragged rows are a list, without padding.
+        """
+        graph = check_graph(graph)
+        if type(rows) is not int or rows < 1:
+            raise InputError(f"rows must be a positive int, got {rows!r}")
+        wanted = {node.target for node in graph.nodes if node.kind == "input"}
+        if missing := sorted(wanted - set(inputs)):
+            raise InputError(f"the graph has inputs that were not given: {', '.join(missing)}")
+        named = {name: inputs.pop(name) for name in sorted(wanted)}
+        generation = None if max_new_tokens is None else Generation(max_new_tokens)
+        if generation is None and any(node.steps is not None or node.kind == "result" for node in graph.nodes):
+            raise InputError("this graph speaks of generation steps: give max_new_tokens=")
+        if self._core.table.plain:
+            own = prompts if isinstance(prompts, tuple) else (prompts,)
+            return self._core.backend.run(graph, Inputs((Rows(args=own, kwargs=inputs),), named=named))
+        ids = rows_of(prompts, self._core.text)
+        return run_over(
+            self._core.backend, self._core.table, self._edited(graph), ids,
+            rows=rows, named=named, kwargs=inputs, generation=generation,
+        )  # fmt: skip
+
+    def _edited(self, graph: Graph) -> Graph:
+        """The graph behind this model's edits."""
+        prefix = self._core.prefix
+        if prefix is None:
+            return graph
+        from glassworks.graph.passes import joined
+
+        return joined(prefix, graph)
+
+    def complete(self, prompt: Any, *, max_new_tokens: int = 64, seed: int = 0, **options: Any) -> Any:
+        """What the model says next, at once.
+
+        Args:
+            prompt: as for `trace`; a list gives a list. options: as for `generate`.
+
+        Returns:
+            A `Reply` with `.tokens` (the new ones) and `.text`.
+        """
+        rows = rows_of(prompt, self._core.text)
+        with self.generate([list(row) for row in rows], max_new_tokens=max_new_tokens, seed=seed, **options) as t:
+            pass
+        result, alive = t.result, t.alive
+        replies = []
+        for k, row in enumerate(result.tolist()):
+            count = sum(bool(live[k]) for live in alive) if max_new_tokens else 0
+            ids = row[:count]
+            replies.append(Reply(ids, self._core.text.decode(ids) if self._core.text else ""))
+        return replies if _is_many(prompt) else replies[0]
+
+    # Text.
+
+    @property
+    def text(self) -> Text:
+        """The tokenizer, as blocks use it."""
+        if self._core.text is None:
+            raise InputError("this model has no tokenizer; gw.wrap(model, tokenizer=...) gives it one")
+        return self._core.text
+
+    def encode(self, prompt: Any) -> list[int]:
+        """Token ids of one prompt, special tokens included."""
+        return list(rows_of(prompt, self.text)[0])
+
+    def decode(self, ids: Any) -> Any:
+        """The text of token ids: a Value, a tensor, an int or a list; rows give a list of texts."""
+        plain = ids.value if isinstance(ids, Value) else ids
+        listed = plain.tolist() if isinstance(plain, torch.Tensor) else plain
+        if isinstance(listed, int):
+            return self.text.decode([listed])
+        if listed and isinstance(listed[0], list | tuple | torch.Tensor):
+            return [self.decode(row) for row in listed]
+        if isinstance(plain, torch.Tensor) and plain.ndim == 1 and len(listed) == 1:
+            return self.text.decode(listed)
+        return self.text.decode([int(item) for item in listed])
+
+    def token(self, text: str) -> int:
+        """The id of a text that is one token, such as `" Paris"`; refused unless it is."""
+        return self.text.token(text)
+
+    # Sites of the whole model.
+
+    @property
+    def logits(self) -> Any:
+        """`[batch, seq, vocab]`; of a classifier `[batch, classes]`."""
+        recorder, line = self._core.scoped(), caller()
+        recorder.table["logits"]
+        return Value(recorder, recorder.read("logits", line), line, "logits")
+
+    @logits.setter
+    def logits(self, value: Any) -> None:
+        recorder, line = self._core.scoped(), caller()
+        recorder.table["logits"]
+        if type(value) is Value and value._site == "logits" and value._version == recorder.version("logits") > 0:
+            return
+        recorder.write("logits", recorder.node_of(value, line), line)
+
+    @property
+    def ids(self) -> Any:
+        """The token ids that enter this step: int64 `[batch, seq]`."""
+        recorder, line = self._core.scoped(), caller()
+        return Value(recorder, recorder.read("ids", line), line)
+
+    def unembed(self, resid: Any) -> Value:
+        """Everything between the last residual `[..., d_model]` and the logits `[..., vocab]`, as a pure function."""
+        from glassworks.trace.parts import _call_module
+
+        return _call_module(self._core, "unembed", (resid,), {})
+
+    # What it is.
+
+    @property
+    def backend(self) -> Backend:
+        """Where graphs of this model run."""
+        return self._core.backend
+
+    @property
+    def table(self) -> SiteTable:
+        """The site table."""
+        return self._core.table
+
+    @property
+    def device(self) -> torch.device:
+        """Where captured tensors go; never `meta`."""
+        return torch.device(self._core.device() if callable(self._core.device) else self._core.device)
+
+    def _child(self, name: str) -> Any:
+        return child_of(self._core, None, "", name)
+
+    def __getitem__(self, key: int | str) -> Any:
+        if isinstance(key, int):
+            return super().__getitem__(key)
+        return at_path(self._core, key)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("logits", "output", "input"):
+            raise GraphError(
+                f"sites are written as model.<part>.output = value; the model has no site {name!r}\n  at {caller()}"
+            )
+        object.__setattr__(self, name, value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise GraphError(
+            "a wrapped model runs in blocks: `with model.trace(prompt) as t:`, or model.complete(prompt); to call the "
+            f"plain module, call the module that you wrapped\n  at {caller()}"
+        )
+
+    def __repr__(self) -> str:
+        return f"<{self._core.name}>\n{render(self._core.table)}"
+
+
+class Edit:
+    """`with model.edit() as edited:`; the sites in the block are `edited`'s."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = Core(
+            core.backend,
+            text=core.text,
+            table=core.table,
+            name=core.name,
+            device=core.device,
+            prefix=core.prefix,
+        )
+
+    def __enter__(self) -> Model:
+        self._block = Block(self._core, finish=self._keep)
+        self._block.__enter__()
+        self._recorder.is_edit = True
+        return Model(self._core)
+
+    @property
+    def _recorder(self) -> Recorder:
+        return self._block._own()
+
+    def _keep(self, block: Block) -> None:
+        if self._recorder.saved:
+            raise GraphError(
+                f"an edit has no results: take the save out, and save in a block of the edited model\n  at {caller()}"
+            )
+        self._core.prefix = block.graph
+
+    def __exit__(self, *error: Any) -> None:
+        self._block.__exit__(*error)
+
+
+def _is_many(prompt: Any) -> bool:
+    """Whether a prompt stands for several, whose answers come as a list."""
+    if isinstance(prompt, str):
+        return False
+    if isinstance(prompt, Mapping):
+        return torch.as_tensor(prompt["input_ids"]).ndim == 2
+    if isinstance(prompt, torch.Tensor):
+        return prompt.ndim == 2
+    first = prompt[0]
+    return not (isinstance(first, int) or (isinstance(first, Mapping) and "role" in first))

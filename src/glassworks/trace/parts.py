@@ -1,0 +1,386 @@
+"""The parts of a model as people reach them: `model.layers[3].attn.output`, `model.transformer.h[0]`.
+
+A part knows its standard name (`layers.3.attn`), its native path (`transformer.h.3.attn`), or both; standard names win.
+It holds the core that it shares with the model, never the model, so that nothing here keeps a model alive in a cycle.
+"""
+
+from collections.abc import Iterator, Mapping
+from threading import get_ident
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from glassworks.errors import GraphError, ScopeError, UnknownSite
+from glassworks.graph.backend import Backend
+from glassworks.graph.graph import Graph
+from glassworks.graph.nodes import ALL_ROWS, Node
+from glassworks.graph.sites import SiteTable
+from glassworks.trace.prompts import Text
+from glassworks.trace.recorder import Recorder, caller
+from glassworks.trace.value import Value
+
+
+class Core:
+    """What a model and all its parts share: where graphs run, and the block that is open in each thread."""
+
+    __slots__ = ("backend", "blocks", "device", "name", "prefix", "sessions", "table", "text")
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        text: Text | None,
+        table: SiteTable,
+        name: str,
+        device: Any = "cpu",
+        prefix: Graph | None = None,
+    ) -> None:
+        self.backend, self.text, self.table, self.name, self.prefix = backend, text, table, name, prefix
+        self.device = device
+        self.blocks: dict[int, Recorder] = {}
+        self.sessions: dict[int, Any] = {}
+
+    def open_block(self) -> Recorder:
+        """The recorder of this thread's open block."""
+        recorder = self.blocks.get(get_ident())
+        if recorder is None:
+            raise ScopeError(
+                f"sites exist inside a block only: write `with model.trace(prompt) as t:` above\n  at {caller()}"
+            )
+        return recorder
+
+    def scoped(self) -> Recorder:
+        """The recorder, where a site may be named: in a generation under steps only."""
+        recorder = self.open_block()
+        if recorder.steps is None and recorder.needs_steps:
+            raise ScopeError(
+                "in a generate block a site needs its steps: `with t.steps[0:5]:` (or [:], or t.prompt) around it, or "
+                f"`for step in t.steps[0:5]:`\n  at {caller()}"
+            )
+        if recorder.invoke == ALL_ROWS and recorder.invokes == 0 and not recorder.is_edit:
+            raise ScopeError(
+                f"no rows yet: give the prompt to trace(...), or open `with t.invoke(prompt):`\n  at {caller()}"
+            )
+        return recorder
+
+
+class Part:
+    """A module of the model. `print` it for its children and sites."""
+
+    _core: Core
+    _standard: str | None
+    _native: str | None
+    _call: int | None
+
+    def __init__(self, core: Core, standard: str | None, native: str | None, call: int | None = None) -> None:
+        own = self.__dict__
+        own["_core"], own["_standard"], own["_native"], own["_call"] = core, standard, native, call
+
+    # Sites.
+
+    @property
+    def output(self) -> Any:
+        """What the module gave: a standard site is one Value, a native one has the structure that the module returned."""
+        return self._read("output")
+
+    @output.setter
+    def output(self, value: Any) -> None:
+        self._write("output", value)
+
+    @property
+    def input(self) -> Any:
+        """The first tensor that the module was given."""
+        return self._read("input")
+
+    @input.setter
+    def input(self, value: Any) -> None:
+        self._write("input", value)
+
+    @property
+    def inputs(self) -> Any:
+        """`(args, kwargs)` of a native module, with Values for tensors."""
+        recorder = self._core.scoped()
+        return _structured(recorder, recorder.table, self._event(recorder.table, "input"))
+
+    def skip(self, value: Any) -> None:
+        """Give `value` as the module's output and spare its work where nothing else depends on it."""
+        recorder, line = self._core.scoped(), caller()
+        recorder.write(self._single(recorder.table, "output"), recorder.node_of(value, line), line, "skip")
+
+    def call(self, k: int) -> "Part":
+        """The `k`-th call, from 0, of a module that a forward pass calls more than once."""
+        return Part(self._core, None, self._path(), k)
+
+    def _read(self, port: str) -> Any:
+        recorder = self._core.scoped()
+        table = recorder.table
+        name = self._name(port)
+        if name not in table.sites:
+            if port == "output" and (event := self._event(table, "output")) is not None and not _is_leaf(event):
+                return _structured(recorder, table, event)
+            raise UnknownSite(f"{table.why_not(name)}\n  at {caller()}")
+        line = caller()
+        return Value(recorder, recorder.read(name, line), line, name)
+
+    def _write(self, port: str, value: Any) -> None:
+        recorder = self._core.scoped()
+        table, name, line = recorder.table, self._name(port), caller()
+        if name not in table.sites:
+            event = self._event(table, "output") if port == "output" else None
+            if event is None:
+                raise UnknownSite(f"{table.why_not(name)}\n  at {line}")
+            _write_structure(recorder, event, value, line)
+            return
+        if type(value) is Value and value._site == name and value._version == recorder.version(name) > 0:
+            return  # the second half of `site += 1`: the first has written already
+        recorder.write(name, recorder.node_of(value, line), line)
+
+    def _name(self, port: str) -> str:
+        if self._standard is not None and self._call is None:
+            name = f"{self._standard}.{port}"
+            if name in self._core.table.sites or self._native is None:
+                return name
+        prefix = f"{self._native}." if self._native else ""
+        return f"{prefix}{'' if self._call is None else f'call({self._call}).'}{port}"
+
+    def _single(self, table: SiteTable, port: str) -> str:
+        name = self._name(port)
+        if name in table.sites:
+            return name
+        event = self._event(table, port)
+        leaves = _leaves(event) if event is not None else []
+        if len(leaves) != 1:
+            raise UnknownSite(f"{table.why_not(name)}\n  at {caller()}")
+        return leaves[0]
+
+    def _event(self, table: SiteTable, port: str) -> Any:
+        """The structure that passes at a native event, or None."""
+        if self._native is None:
+            return None
+        order = table.by_event.get((self._native, port, self._call or 0))
+        if order is None or (self._call is None and table.calls.get(self._native, 1) > 1):
+            return None
+        return table.events[order].structure
+
+    # Weights and calls.
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module on Values as a pure function: fires no sites and counts as no step."""
+        return _call_module(self._core, self._path(), args, kwargs)
+
+    def _path(self) -> str:
+        if self._native is None:
+            raise GraphError(f"{self._standard} is no single module of {self._core.table.family}\n  at {caller()}")
+        return self._native
+
+    # Children.
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        core = self._core
+        if self._native is not None and f"{self._native}.{name}" in core.table.parameters:
+            return _parameter(core, f"{self._native}.{name}")
+        child = self._child(name)
+        if child is None:
+            own = f"{self._standard or self._native}.{name}"
+            raise UnknownSite(f"{core.table.why_not(own)}\n  at {caller()}")
+        self.__dict__[name] = child
+        return child
+
+    def _child(self, name: str) -> Any:
+        return child_of(self._core, self._standard, self._native, name)
+
+    def __getitem__(self, key: int | str) -> Any:
+        table = self._core.table
+        names = table.children.get(self._native or "", ())
+        if isinstance(key, int):
+            found = names[key] if -len(names) <= key < len(names) else None
+        else:
+            found = key
+        child = self._child(found) if found is not None else None
+        if child is None:
+            raise UnknownSite(
+                f"{self._native or self._standard} has no child {key!r}; it has {', '.join(names)}\n  at {caller()}"
+            )
+        return child
+
+    def __len__(self) -> int:
+        return len(self._core.table.children.get(self._native or "", ()))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self[k] for k in range(len(self))])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("output", "input"):
+            raise GraphError(f"only .output and .input of a module can be written, not .{name}\n  at {caller()}")
+        object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        from glassworks.trace.show import render
+
+        return render(self._core.table, self._standard, self._native)
+
+
+class Layers:
+    """The layers of a model, or of one of its stacks: indexable from both ends, sliceable, iterable."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, parts: list[Part]) -> None:
+        self._parts = parts
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Layers(self._parts[index])
+        try:
+            return self._parts[index]
+        except IndexError:
+            raise UnknownSite(f"layer {index} of a model with {len(self._parts)} layers\n  at {caller()}") from None
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[Part]:
+        return iter(self._parts)
+
+    def __repr__(self) -> str:
+        return f"<{len(self._parts)} layers>" + (f"\n{self._parts[0]!r}" if self._parts else "")
+
+
+def child_of(core: Core, standard: str | None, native: str | None, name: str) -> Any:
+    """The child of a part by name, standard names first; None if there is none."""
+    table = core.table
+    inside = f"{standard}." if standard else ""
+    if name == "layers" and (standard or "") in table.layers:
+        stack = table.layers[standard or ""]
+        return Layers([Part(core, f"{inside}layers.{k}", path) for k, path in enumerate(stack)])
+    own = f"{inside}{name}"
+    if standard is not None or native is None or native == "":
+        if own in table.modules:
+            return Part(core, own, table.modules[own] or None)
+        if own in table.layers:
+            return Part(core, own, own if own in table.children else None)
+    if native is not None and name in table.children.get(native, ()):
+        return Part(core, None, f"{native}.{name}" if native else name)
+    return None
+
+
+def at_path(core: Core, path: str) -> Part:
+    """The part at a native path, `transformer.h.0`, or of a standard name, `layers.0.mlp`."""
+    table = core.table
+    if path in table.children or path in table.kinds:
+        return Part(core, None, path)
+    if path in table.modules:
+        return Part(core, path, table.modules[path] or None)
+    raise UnknownSite(f"{table.why_not(path)}\n  at {caller()}")
+
+
+def _parameter(core: Core, name: str) -> Value:
+    recorder, line = core.open_block(), caller()
+    return Value(recorder, recorder.add(Node("parameter", name, (), (), (), ALL_ROWS, None), line), line)
+
+
+def _call_module(core: Core, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Value:
+    recorder, line = core.open_block(), caller()
+    deps: list[int] = []
+    own = tuple([recorder.argument(item, deps, line) for item in args])
+    named = tuple((name, recorder.argument(item, deps, line)) for name, item in kwargs.items())
+    if not deps:
+        raise GraphError(f"{path} needs a Value or a tensor\n  at {line}")
+    return Value(recorder, recorder.add(Node("module", path, own, named, tuple(deps), ALL_ROWS, None), line), line)
+
+
+# Structures of native events.
+
+
+def _is_leaf(structure: Any) -> bool:
+    return "leaf" in structure
+
+
+def _leaves(structure: Any) -> list[str]:
+    [(kind, inner)] = structure.items()
+    if kind == "leaf":
+        return [inner]
+    if kind in ("tuple", "list"):
+        return [leaf for item in inner for leaf in _leaves(item)]
+    return [leaf for item in inner.values() for leaf in _leaves(item)] if kind == "dict" else []
+
+
+class Structure(SimpleNamespace):
+    """A mapping that a module returned: by attribute and by key. `.save()` saves every tensor in it."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.__dict__[key] if isinstance(key, str) else list(self.__dict__.values())[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__dict__)
+
+    def save(self) -> "Structure":
+        for value in self.__dict__.values():
+            _save(value)
+        return self
+
+
+class Several(tuple[Any, ...]):
+    """A tuple that a module returned. `.save()` saves every tensor in it."""
+
+    __slots__ = ()
+
+    def save(self) -> "Several":
+        for item in self:
+            _save(item)
+        return self
+
+
+def _save(value: Any) -> None:
+    if isinstance(value, Value | Structure | Several):
+        value.save()
+
+
+def _structured(recorder: Recorder, table: SiteTable, structure: Any) -> Any:
+    if structure is None:
+        raise UnknownSite(f"this module has no single call in a forward pass\n  at {caller()}")
+    line = caller()
+
+    def build(spec: Any) -> Any:
+        [(kind, inner)] = spec.items()
+        if kind == "leaf":
+            return Value(recorder, recorder.read(inner, line), line, inner)
+        if kind in ("tuple", "list"):
+            return Several(build(item) for item in inner)
+        if kind == "dict":
+            return Structure(**{key: build(item) for key, item in inner.items()})
+        return None
+
+    return build(structure)
+
+
+def _write_structure(recorder: Recorder, structure: Any, value: Any, line: Any) -> None:
+    """Assign to each tensor of a native structure its counterpart in `value`."""
+    [(kind, inner)] = structure.items()
+    if kind == "leaf":
+        if isinstance(value, Value | torch.Tensor | float | int):
+            recorder.write(inner, recorder.node_of(value, line), line)
+            return
+    elif kind in ("tuple", "list") and isinstance(value, tuple | list) and len(value) == len(inner):
+        for spec, item in zip(inner, value, strict=True):
+            if _leaves(spec):
+                _write_structure(recorder, spec, item, line)
+        return
+    elif kind == "dict" and isinstance(value, Mapping | Structure) and set(value) == set(inner):
+        for key, spec in inner.items():
+            if _leaves(spec):
+                _write_structure(recorder, spec, value[key], line)
+        return
+    raise GraphError(
+        f"the module returns {_shape_of(structure)}; write that structure, or one of its tensors\n  at {line}"
+    )
+
+
+def _shape_of(structure: Any) -> str:
+    [(kind, inner)] = structure.items()
+    if kind in ("tuple", "list"):
+        return f"a {kind} of {len(inner)}"
+    return f"a mapping with {', '.join(inner)}" if kind == "dict" else "one tensor"

@@ -1,0 +1,89 @@
+"""Prompts in all the forms people hold them, as rows of token ids.
+
+A text, a list of texts, ids (`[1, 2]` is one prompt), lists or tensors of ids, a chat (`[{...}]`) or several, and what a
+tokenizer returned (a mapping with `input_ids`). What tokenises is a `Text`, which a backend's owner provides.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from glassworks.errors import InputError
+
+
+class Text(Protocol):
+    """A tokenizer, as far as blocks need one."""
+
+    def encode(self, prompt: str | Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        """Token ids of a text or a chat, with the special tokens that the model expects, once."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special tokens."""
+
+    def strings(self, ids: Sequence[int]) -> list[str]:
+        """Each token as the text it stands for."""
+
+    def token(self, text: str) -> int:
+        """The one id of a text; InputError if it is not one token."""
+
+    def find(self, ids: Sequence[int], text: str, which: str) -> int:
+        """The position of the last token of `text` among `ids`; InputError if absent or off a token boundary."""
+
+
+def rows_of(prompt: Any, text: Text | None) -> tuple[tuple[int, ...], ...]:
+    """Token ids, a tuple a row.
+
+    Raises:
+        InputError: says which forms a prompt may have.
+    """
+    if isinstance(prompt, Mapping):
+        return _from_mapping(prompt)
+    if isinstance(prompt, str):
+        return (_encode(prompt, text),)
+    if isinstance(prompt, torch.Tensor) or type(prompt).__module__ == "numpy":
+        return rows_of(_id_lists(prompt), text)
+    if isinstance(prompt, Sequence) and prompt:
+        if all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
+            return (tuple(prompt),)
+        if all(isinstance(item, Mapping) and "role" in item for item in prompt):
+            return (_encode(prompt, text),)
+        return tuple(row for item in prompt for row in rows_of(item, text))
+    raise InputError(
+        f"a prompt is a text, token ids, a chat ([{{'role': ..., 'content': ...}}]) or a list of these; got {_spell(prompt)}"
+    )
+
+
+def _encode(prompt: Any, text: Text | None) -> tuple[int, ...]:
+    if text is None:
+        raise InputError("this model has no tokenizer: give token ids, or gw.wrap(model, tokenizer=...)")
+    ids = text.encode(prompt)
+    if not ids:
+        raise InputError(f"the prompt has no tokens: {prompt!r}")
+    return ids
+
+
+def _id_lists(prompt: Any) -> Any:
+    ids = torch.as_tensor(prompt)
+    if ids.is_floating_point() or ids.ndim not in (1, 2) or not ids.numel():
+        raise InputError(
+            f"token ids are whole numbers [seq] or [batch, seq]; got {ids.dtype} of shape {list(ids.shape)}"
+        )
+    return ids.tolist()
+
+
+def _from_mapping(prompt: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
+    if "input_ids" not in prompt:
+        raise InputError(f"a mapping as a prompt needs input_ids; got {sorted(prompt)}. A chat is a list of messages")
+    ids = torch.as_tensor(prompt["input_ids"])
+    mask = torch.as_tensor(prompt.get("attention_mask", torch.ones_like(ids)))
+    if ids.ndim == 1:
+        ids, mask = ids[None], mask[None]
+    rows = tuple(tuple(row[keep.bool()].tolist()) for row, keep in zip(ids, mask, strict=True))
+    if not all(rows):
+        raise InputError("a row of input_ids has no tokens left under its attention_mask")
+    return rows
+
+
+def _spell(prompt: Any) -> str:
+    return f"{type(prompt).__name__} {str(prompt)[:60]!r}"

@@ -1,0 +1,276 @@
+"""What a block writes into: nodes, lines and captured tensors, in the order of the user's lines.
+
+Recording is on the path of every trace, so it is kept plain: tuples are appended, the user's line is a code object and
+an instruction, and shapes are worked out only when somebody asks (see `shapes`).
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glassworks.errors import GraphError, ScopeError, UnknownOperation, WriteError
+from glassworks.graph.graph import Graph
+from glassworks.graph.nodes import ALL_ROWS, Dtype, Line, Listed, Node, Ref, Slice, Steps
+from glassworks.graph.operations import OPERATIONS
+from glassworks.graph.sites import SiteTable
+from glassworks.trace import binding
+from glassworks.trace.positions import Positions, with_positions
+from glassworks.trace.tensors import TensorConstant
+
+_HERE = str(Path(__file__).resolve().parents[1])
+_TORCH = str(Path(torch.__file__).resolve().parent)
+_PLAIN = frozenset({int, float, bool, str, complex, type(Ellipsis)})
+_REFUSED = frozenset(
+    {"out", "device", "generator", "memory_format", "pin_memory", "requires_grad", "layout", "non_blocking"}
+)
+_SEVERAL = frozenset(
+    [
+        "topk",
+        "sort",
+        "max",
+        "min",
+        "median",
+        "nanmedian",
+        "mode",
+        "kthvalue",
+        "cummax",
+        "cummin",
+        "aminmax",
+        "var_mean",
+        "std_mean",
+        "unbind",
+        "split",
+        "chunk",
+        "tensor_split",
+        "meshgrid",
+        "linalg.svd",
+        "linalg.qr",
+        "linalg.eigh",
+        "linalg.slogdet",
+        "linalg.lstsq",
+        "unique",
+        "unique_consecutive",
+        "nonzero",
+        "broadcast_tensors",
+        "adaptive_max_pool1d",
+        "unsafe_chunk",
+        "atleast_1d",
+        "atleast_2d",
+        "atleast_3d",
+    ]
+)
+"""Operations that may return several tensors: their structure is worked out when they are recorded."""
+
+
+def caller() -> Line:
+    """The user's line: the innermost frame that is neither ours nor torch's or einops'."""
+    frame = sys._getframe(2)
+    while True:
+        code = frame.f_code
+        file = code.co_filename
+        if not (file.startswith((_HERE, _TORCH)) or "einops" in file):
+            return Line(code, frame.f_lasti)
+        if frame.f_back is None:
+            return Line(code, frame.f_lasti)
+        frame = frame.f_back
+
+
+class Recorder:
+    """The nodes of one open block.
+
+    Attributes:
+        invoke, steps: the scope of sites written now; `single`: one step, whose saves are tensors.
+        needs_steps: a generation, where a site outside any steps is refused. is_edit: sites mean all rows.
+        partner: the session that may bring values from its other blocks.
+        closed: the block has ended; its Values are results or nothing.
+    """
+
+    __slots__ = (
+        "_captured", "_written", "at_end", "closed", "constants", "invoke", "invokes", "is_edit", "lines", "make", "needs_steps", "nodes", "partner", "saved",
+        "seed", "shape_of", "single", "steps", "table", "waiting",
+    )  # fmt: skip
+
+    def __init__(self, table: SiteTable, make: type[Any], prefix: Graph | None = None) -> None:
+        self.table = table
+        self.make = make
+        self.nodes: list[Node] = list(prefix.nodes) if prefix else []
+        self.lines: list[Any] = list(prefix.lines) if prefix else []
+        self.constants: list[Any] = list(prefix.constants) if prefix else []
+        self.invoke = ALL_ROWS
+        self.invokes = 0
+        self.steps: Steps | None = None
+        self.single = False
+        self.seed = 0
+        self.closed = False
+        self.needs_steps = False
+        self.is_edit = False
+        self.waiting: Callable[[], None] | None = None
+        self.saved: list[tuple[Any, str]] = []
+        self.at_end: list[Callable[[Recorder], None]] = []
+        self.partner: Any = None
+        self.shape_of: Callable[[int], Any] | None = None
+        self._captured: dict[int, int] = {}
+        self._written: dict[str, int] = {}
+
+    def add(self, node: Node, line: Line) -> int:
+        """Append a node; gives its position."""
+        if self.closed:
+            raise ScopeError(f"the block of this value has ended\n  at {line}")
+        self.nodes.append(node)
+        self.lines.append(line)
+        return len(self.nodes) - 1
+
+    def graph(self) -> Graph:
+        """What was written, frozen; what waits for the end of the block is written first."""
+        for write in self.at_end:
+            write(self)
+        self.at_end = []
+        return Graph(tuple(self.nodes), tuple(self.lines), tuple(self.constants), self.invokes, self.seed)
+
+    def close(self) -> None:
+        """End the block: let go of nodes and tensors, so that a Value left over pins nothing."""
+        self.closed = True
+        self.nodes, self.lines, self.constants = [], [], []
+        self._captured, self._written = {}, {}
+        self.saved, self.shape_of, self.partner = [], None, None
+
+    # Sites.
+
+    def read(self, name: str, line: Line) -> int:
+        return self.add(Node("read", name, (), (), (), self.invoke, self.steps), line)
+
+    def write(self, name: str, node: int, line: Line, kind: str = "write") -> int:
+        """Record that a site takes the value of a node."""
+        self._written[name] = self._written.get(name, 0) + 1
+        return self.add(Node(kind, name, (Ref(node),), (), (node,), self.invoke, self.steps), line)
+
+    def version(self, name: str) -> int:
+        """How often a site was written in this block: a handle from before a write is stale."""
+        return self._written.get(name, 0)
+
+    def node_of(self, value: Any, line: Line) -> int:
+        """The node of a Value, a tensor or a number."""
+        deps: list[int] = []
+        argument = self.argument(value, deps, line)
+        if type(argument) is Ref:
+            return argument.node
+        if type(argument) in (int, float, bool, complex):
+            return self.capture(torch.tensor(argument), line)
+        raise GraphError(f"expected a Value, a tensor or a number, got {type(value).__name__}\n  at {line}")
+
+    # Operations.
+
+    def call(self, target: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], line: Line) -> Any:
+        """Record a call; gives a Value, or a (named) tuple of Values."""
+        deps: list[int] = []
+        own_args = tuple([self.argument(item, deps, line) for item in args])
+        own_kwargs = self._keywords(target, kwargs, deps, line) if kwargs else ()
+        n = self.add(Node("call", target, own_args, own_kwargs, tuple(deps), ALL_ROWS, None), line)
+        if target in _SEVERAL:
+            return self._several(n, line)
+        return self.make(self, n, line)
+
+    def _keywords(
+        self, target: str, kwargs: Mapping[str, Any], deps: list[int], line: Line
+    ) -> tuple[tuple[str, Any], ...]:
+        kept = []
+        for name, value in kwargs.items():
+            if name == "_stacklevel" or (value is None and name != "dim") or (name == "inplace" and not value):
+                continue
+            if name == "inplace":
+                raise WriteError(f"{target}(inplace=True) on a Value: write `value.{target}_()` instead\n  at {line}")
+            if name in _REFUSED:
+                raise UnknownOperation(f"{target}: the argument {name}= is not permitted in a block\n  at {line}")
+            kept.append((name, self.argument(value, deps, line)))
+        return tuple(kept)
+
+    def _several(self, n: int, line: Line) -> Any:
+        """The results of a call that may have several, in the structure that torch gives them."""
+        assert self.shape_of is not None
+        meta = self.shape_of(n)
+        if not isinstance(meta, tuple | list):
+            return self.make(self, n, line)
+        own = [Node("item", "", (Ref(n), k), (), (n,), ALL_ROWS, None) for k in range(len(meta))]
+        items = [self.make(self, self.add(node, line), line) for node in own]
+        return type(meta)(items) if type(meta).__module__ == "torch.return_types" else tuple(items)
+
+    def function(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record a torch function that was called with Values among its arguments."""
+        line = caller()
+        if function in _ATTRIBUTES:
+            return getattr(args[0], _ATTRIBUTES[function])
+        try:
+            name = binding.name_of(function)
+        except UnknownOperation as error:
+            raise UnknownOperation(f"{error}\n  at {line}") from None
+        if name.endswith("_") and name not in OPERATIONS and isinstance(args[0], torch.Tensor):
+            raise WriteError(
+                f"a tensor from outside the block cannot be changed in it ({name[:-1]} in place): nothing has run yet. "
+                f"Save the value, and assign after the block\n  at {line}"
+            )
+        if name.endswith("_") and name not in OPERATIONS:
+            return args[0].in_place(name, args[1:], kwargs, line)
+        return self.call(name, args, kwargs, line)
+
+    # Arguments.
+
+    def argument(self, value: Any, deps: list[int], line: Line) -> Any:
+        """An argument as graph data; the nodes it refers to are appended to `deps`."""
+        kind = type(value)
+        if kind is self.make:
+            node = value.node_in(self, line)
+            deps.append(node)
+            return Ref(node)
+        if kind in _PLAIN or value is None:
+            return value
+        if kind is slice:
+            return Slice(*[self.argument(item, deps, line) for item in (value.start, value.stop, value.step)])
+        if kind is tuple or kind is torch.Size:
+            return tuple([self.argument(item, deps, line) for item in with_positions(value)])
+        if kind is list:
+            return Listed([self.argument(item, deps, line) for item in value])
+        if isinstance(value, torch.Tensor):
+            node = self.capture(value, line)
+            deps.append(node)
+            return Ref(node)
+        return self._foreign(value, deps, line)
+
+    def _foreign(self, value: Any, deps: list[int], line: Line) -> Any:
+        """The rarer arguments, numpy's among them, and what cannot be one."""
+        if isinstance(value, torch.dtype):
+            return Dtype(str(value).removeprefix("torch."))
+        if isinstance(value, Positions):
+            return with_positions(value)
+        if isinstance(value, tuple):
+            return tuple([self.argument(item, deps, line) for item in value])
+        if type(value).__module__ == "numpy":
+            return self.argument(value.item() if value.ndim == 0 else torch.as_tensor(value), deps, line)
+        if isinstance(value, torch.device):
+            raise GraphError(f"a device cannot be named in a block: values live where the model is\n  at {line}")
+        raise GraphError(
+            f"a graph holds Values, tensors, numbers, names and lists of them; got {type(value).__name__}\n  at {line}"
+        )
+
+    def capture(self, tensor: torch.Tensor, line: Line) -> int:
+        """The node of a tensor from outside, held by reference; the same tensor is captured once."""
+        node = self._captured.get(id(tensor))
+        if node is None:
+            self.constants.append(TensorConstant(tensor))
+            trains = (("trains", True),) if tensor.requires_grad else ()
+            node = self.add(Node("constant", "", (len(self.constants) - 1,), trains, (), ALL_ROWS, None), line)
+            self._captured[id(tensor)] = node
+        return node
+
+
+_ATTRIBUTES: dict[Any, str] = {
+    torch.Tensor.shape.__get__: "shape",
+    torch.Tensor.dtype.__get__: "dtype",
+    torch.Tensor.ndim.__get__: "ndim",
+    torch.Tensor.device.__get__: "device",
+    torch.Tensor.mT.__get__: "mT",
+    torch.Tensor.T.__get__: "T",
+}
+"""Attributes of a tensor as torch hands them to `__torch_function__`."""

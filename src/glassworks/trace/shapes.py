@@ -1,0 +1,144 @@
+"""Shapes without running: sites from the table, everything else on tensors of the meta device.
+
+In a generation some axes differ from step to step. They are worked out twice, with two stand-in sizes, and an axis that
+comes out different is unknown: None.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from glassworks.errors import GraphError
+from glassworks.graph.nodes import Dtype, replace_refs
+from glassworks.graph.operations import OPERATIONS
+from glassworks.trace import binding
+from glassworks.trace.recorder import Recorder
+
+Sizes = Mapping[str, int | None]
+_STAND_INS = (5, 11)
+
+
+class Unsure(NamedTuple):
+    """What is known of a tensor some of whose axes differ from step to step."""
+
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+
+
+class Shapes:
+    """Meta tensors of the nodes of one recorder, worked out on demand.
+
+    `sizes_of(invoke, steps)` gives the sizes of batch, seq and source where a site was written; None: it differs.
+    """
+
+    def __init__(self, recorder: Recorder, sizes_of: Callable[[int, Any], Sizes]) -> None:
+        self._recorder = recorder
+        self._sizes_of = sizes_of
+        self._known: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
+
+    def __call__(self, node: int) -> Any:
+        """A meta tensor (or several, in torch's structure); `Unsure` where an axis is not known."""
+        pair = [self._meta(node, which) for which in (0, 1)]
+        return _merge(*pair)
+
+    def _meta(self, node: int, which: int) -> Any:
+        known = self._known[which]
+        waiting = [node]
+        while waiting:
+            n = waiting[-1]
+            missing = [d for d in self._recorder.nodes[n].deps if d not in known] if n not in known else []
+            if missing:
+                waiting.extend(missing)
+                continue
+            waiting.pop()
+            if n not in known:
+                known[n] = self._compute(n, which)
+        return known[node]
+
+    def _compute(self, n: int, which: int) -> Any:
+        recorder = self._recorder
+        node, known = recorder.nodes[n], self._known[which]
+        match node.kind:
+            case "read":
+                return self._site(node.target, self._sizes_of(node.invoke, node.steps), which)
+            case "constant":
+                return recorder.constants[node.args[0]].tensor.to("meta")
+            case "parameter":
+                dtype, shape = recorder.table.parameters[node.target]
+                return torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+            case "input":
+                return torch.empty(node.args[0], dtype=getattr(torch, node.args[1]), device="meta")
+            case "item":
+                return known[node.deps[0]][node.args[1]]
+            case "update":
+                return known[node.deps[0]]
+            case "grad" | "save" | "grad_write" | "backward":
+                return known[node.deps[0]]
+            case "module":
+                return self._module(node.target, known[node.deps[0]])
+            case "result":
+                sizes = self._sizes_of(node.invoke, None)
+                return torch.empty(_filled(sizes, which)["batch"], _STAND_INS[which], dtype=torch.int64, device="meta")
+            case "call":
+                return self._call(n, which)
+        raise GraphError(f"the shape of a {node.kind} is not known\n  at {recorder.lines[n]}")
+
+    def _site(self, name: str, sizes: Sizes, which: int) -> torch.Tensor:
+        site = self._recorder.table[name]
+        shape = [_STAND_INS[which] if axis == "?" else axis for axis in site.axes]
+        filled = _filled(sizes, which)
+        own = [axis if isinstance(axis, int) else _size(axis, filled) for axis in shape]
+        return torch.empty(own, dtype=getattr(torch, site.dtype), device="meta")
+
+    def _module(self, path: str, given: Any) -> Any:
+        table = self._recorder.table
+        width = table["logits"].axes[-1] if path == "unembed" else table.widths.get(path, (0, 0))[1]
+        if not isinstance(width, int) or not width:
+            raise GraphError(f"the shape that {path!r} gives is not known before it runs")
+        return torch.empty((*given.shape[:-1], width), dtype=given.dtype, device="meta")
+
+    def _call(self, n: int, which: int) -> Any:
+        node, known, recorder = self._recorder.nodes[n], self._known[which], self._recorder
+        operation = OPERATIONS.get(node.target) or OPERATIONS[node.target[:-1]]
+        if operation.data_dependent:
+            raise GraphError(f"the shape that {node.target} gives depends on values\n  at {recorder.lines[n]}")
+        args, kwargs = arguments(node, known.__getitem__)
+        try:
+            return binding.bound(node.target)(*args, **kwargs)
+        except Exception as error:
+            error.add_note(f"  at {recorder.lines[n]}")
+            raise
+
+
+def arguments(node: Any, value_of: Callable[[int], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a node as torch takes them."""
+    args = tuple([_dtype(replace_refs(item, value_of)) for item in node.args])
+    if not node.kwargs:
+        return args, {}
+    return args, {name: _dtype(replace_refs(item, value_of)) for name, item in node.kwargs}
+
+
+def _dtype(value: Any) -> Any:
+    return getattr(torch, value.name) if type(value) is Dtype else value
+
+
+def _filled(sizes: Sizes, which: int) -> dict[str, int]:
+    return {name: _STAND_INS[which] if size is None else size for name, size in sizes.items()}
+
+
+def _size(axis: str, sizes: Mapping[str, int]) -> int:
+    product = 1
+    for part in axis.split("*"):
+        product *= sizes[part]
+    return product
+
+
+def _merge(first: Any, second: Any) -> Any:
+    if isinstance(first, torch.Tensor):
+        if first.shape == second.shape:
+            return first
+        shape = tuple(a if a == b else None for a, b in zip(first.shape, second.shape, strict=True))
+        return Unsure(shape, first.dtype)
+    items = [_merge(a, b) for a, b in zip(first, second, strict=True)]
+    return type(first)(items)

@@ -1,0 +1,459 @@
+"""A Value: in a block, a name for what will be computed; after it, the tensor that was saved.
+
+In a block every operation on a Value records a node. A Value that came from a site, or is a view of one that did, also
+writes: index assignment and in-place methods go through to the site and move this handle on to the new value, while
+whatever used or saved it before keeps what it was. After the block a saved Value acts as its tensor in every way.
+"""
+
+import difflib
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import torch
+
+from glassworks.errors import GraphError, NotSaved, ScopeError, UnknownOperation, WriteError
+from glassworks.graph.nodes import ALL_ROWS, Line, Node, Ref
+from glassworks.graph.text import argument as spell
+from glassworks.graph.views import is_view
+from glassworks.trace import binding
+from glassworks.trace.positions import Positions, with_positions
+from glassworks.trace.recorder import Recorder, caller
+
+_NOTHING = object()
+
+
+class Value:
+    """A tensor of the forward pass that has a name but, until the block ends, no numbers."""
+
+    __slots__ = (
+        "__weakref__",
+        "_block",
+        "_echo",
+        "_line",
+        "_node",
+        "_parent",
+        "_result",
+        "_site",
+        "_version",
+    )
+
+    def __init__(self, block: Recorder, node: int, line: Line, site: str | None = None) -> None:
+        self._block = block
+        self._node = node
+        self._line = line
+        self._site = site
+        self._version = block.version(site) if site is not None else 0
+        self._parent: Value | None = None
+        self._echo: Any = None
+        self._result: Any = _NOTHING
+
+    # What a Value is.
+
+    def node_in(self, block: Recorder, line: Line) -> int:
+        """This value as a node of `block`, which a session may bring from an earlier one."""
+        if self._block is block:
+            return self._node
+        if block.partner is not None:
+            return block.partner.bring(self, block, line)  # type: ignore[no-any-return]
+        if self._block.closed and self._result is not _NOTHING:
+            return block.capture(self.value, line)
+        raise ScopeError(
+            f"a Value of one block is used in another; save it and use it after its block, or open both in one "
+            f"`with model.session():`\n  value at {self._line}\n  used at  {line}"
+        )
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The tensor (or the list, with an entry a step) that was saved. NotSaved names the line of the read."""
+        if self._result is _NOTHING and self._block.waiting is not None:
+            self._block.waiting()
+        if self._result is not _NOTHING:
+            return self._result  # type: ignore[no-any-return]
+        if self._block.closed:
+            raise NotSaved(
+                f"this value was not saved, so it is gone: write .save() on it in the block\n  at {self._line}"
+            )
+        self._refuse("its numbers")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise GraphError(
+            f"in a block a Value has no numbers yet, and {what} would need them: use gw.cond for a condition in the "
+            f"graph, model.live to run line by line, or save it and look after the block\n  at {caller()}"
+        )
+
+    def save(self, name: str | None = None, reduce: str | None = None) -> "Value":
+        """Keep the value: after the block this Value acts as its tensor.
+
+        Args:
+            name: under which results and stored graphs know it; numbered if not given.
+            reduce: `"mean"` or `"sum"` over rows (and real tokens, where the value has them), in `model.run`.
+        """
+        line = caller()
+        block = self._block
+        if block.closed:
+            raise ScopeError(f"save belongs inside the block, which has ended\n  at {line}")
+        if reduce not in (None, "mean", "sum"):
+            raise GraphError(f"reduce must be 'mean', 'sum' or None, got {reduce!r}\n  at {line}")
+        if name is None:
+            name = str(len(block.saved))
+        if any(name == other for _, other in block.saved):
+            raise GraphError(f"two saves are named {name!r}\n  at {line}")
+        kwargs = (("reduce", reduce),) if reduce else ()
+        kwargs += (("single", True),) if block.single else ()
+        block.add(Node("save", name, (Ref(self._node),), kwargs, (self._node,), ALL_ROWS, None), line)
+        block.saved.append((self, name))
+        return self
+
+    def deliver(self, result: Any) -> None:
+        """The backend's answer for this value."""
+        self._result = result
+
+    # Shape, without running.
+
+    def _meta(self) -> Any:
+        if self._result is not _NOTHING or self._block.closed:
+            return self.value
+        assert self._block.shape_of is not None
+        return self._block.shape_of(self._node)
+
+    @property
+    def shape(self) -> Any:
+        """A `torch.Size`; in a generation an axis that differs from step to step is None (a plain tuple then)."""
+        return self._meta().shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._meta().dtype  # type: ignore[no-any-return]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def numel(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    def __len__(self) -> int:
+        if self._result is not _NOTHING:
+            return len(self._result)
+        shape = self.shape
+        if not shape:
+            raise TypeError("len() of a value with no axes")
+        if shape[0] is None:
+            raise GraphError(f"the length differs from step to step\n  at {caller()}")
+        return int(shape[0])
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._result is not _NOTHING:
+            return iter(self._result)
+        return iter([self[k] for k in range(len(self))])
+
+    @property
+    def T(self) -> "Value":
+        return self.permute(*reversed(range(self.ndim)))  # type: ignore[no-any-return]
+
+    @property
+    def mT(self) -> "Value":
+        return self._call("mT", ())  # type: ignore[no-any-return]
+
+    # Recording.
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        value = _first_open((args, tuple(kwargs.values())))
+        if value is None:
+            return func(*_plain(args), **_plain(kwargs))
+        return value._block.function(func, args, kwargs)
+
+    def _call(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        block = self._recording(args)
+        if block is None:
+            return binding.bound(target)(self.value, *_plain(args), **_plain(kwargs or {}))
+        found = block.call(target, (self, *args), kwargs or {}, caller())
+        if type(found) is Value:
+            found._join(self)
+        elif type(found) is tuple:
+            for item in found:
+                item._join(self)
+        return found
+
+    def _recording(self, args: tuple[Any, ...]) -> Recorder | None:
+        """Where an operation on this value is written: its own block, or the open one that it is used in."""
+        block = self._block
+        if block.partner is not None and self._result is _NOTHING:
+            return block.partner.open or block
+        if not block.closed:
+            return block
+        other = _first_open(args)
+        return other._block if other is not None else None
+
+    def _join(self, parent: "Value") -> None:
+        """Remember a view of a site's value, so that writing to it writes to the site."""
+        if (parent._site is not None or parent._parent is not None) and is_view(self._own()):
+            self._parent = parent
+
+    def _own(self) -> Node:
+        node = self._block.nodes[self._node]
+        return self._block.nodes[node.deps[0]] if node.kind == "item" else node
+
+    def __getitem__(self, index: Any) -> Any:
+        if self._result is not _NOTHING or self._block.closed:
+            return self.value[_plain(with_positions(index))]
+        return self._call("getitem", (index,))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if self._block.closed:
+            self.value[_plain(with_positions(index))] = _plain(value)
+            return
+        if type(value) is Value and value._parent is self and value._echo is not None:
+            own = self._block.argument(with_positions(index), [], caller())
+            if value._echo == (len(self._block.nodes), own):
+                return  # the second half of `value[index] += 1`: the first has written already
+        self.in_place("setitem_", (index, value), {}, caller())
+
+    def in_place(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any], line: Line) -> "Value":
+        """An operation in place: on a site's value or a view of one it writes; on any other it moves this handle on."""
+        block = self._block
+        new = block.call(target, (self, *args), kwargs, line)
+        if self._site is None and self._parent is None:
+            self._node = new._node
+            return self
+        self._write_through(new._node, line)
+        return self
+
+    def _write_through(self, new: int, line: Line) -> None:
+        """Replace this value, a site's or a view of one, by node `new`, up to the site."""
+        chain: list[Value] = [self]
+        while chain[-1]._parent is not None:
+            chain.append(chain[-1]._parent)
+        root, block = chain[-1], self._block
+        assert root._site is not None
+        if root._version != block.version(root._site):
+            raise WriteError(
+                f"{root._site} was written since this value was read; read it again to write to it\n"
+                f"  read at  {root._line}\n  write at {line}"
+            )
+        views = [value._node for value in reversed(chain[:-1])]
+        whole = new if not views else self._update(root._node, views, new, line)
+        block.write(root._site, whole, line)
+        root._node = whole
+        root._version = block.version(root._site)
+        self._node = new
+        for value in chain[1:-1]:
+            value._node = self._replay(value, line)
+        self._echo = (len(block.nodes), block.nodes[views[-1]].args[-1]) if views else None
+
+    def _update(self, base: int, views: list[int], new: int, line: Line) -> int:
+        """A copy of node `base` in which the view that `views` lead to is overwritten by node `new`."""
+        block = self._block
+        steps = tuple(_view_step(block, n) for n in views)
+        return block.add(Node("update", "", (Ref(base), steps, Ref(new)), (), (base, new), ALL_ROWS, None), line)
+
+    def _replay(self, value: "Value", line: Line) -> int:
+        node = self._block.nodes[value._node]
+        assert value._parent is not None
+        base = value._parent._node
+        fresh = node._replace(args=(Ref(base), *node.args[1:]), deps=(base, *node.deps[1:]))
+        return self._block.add(fresh, line)
+
+    # Gradients.
+
+    @property
+    def grad(self) -> Any:
+        """The gradient of the last `t.backward` above; after the block, the tensor's own."""
+        if self._block.closed:
+            return self.value.grad
+        return self.grad_of(None, caller())
+
+    @grad.setter
+    def grad(self, new: Any) -> None:
+        if self._block.closed:
+            self.value.grad = _plain(new)
+            return
+        line = caller()
+        backward, block = self._backward(line), self._block
+        node = block.node_of(new, line)
+        own = (self._node, backward, node)
+        block.add(Node("grad_write", "", tuple(Ref(n) for n in own), (), own, ALL_ROWS, None), line)
+
+    def grad_of(self, backward: int | None, line: Line) -> "Value":
+        """The gradient with respect to this value of one backward, by its node."""
+        backward = self._backward(line) if backward is None else backward
+        own = (self._node, backward)
+        node = Node("grad", "", (Ref(self._node), Ref(backward)), (), own, ALL_ROWS, None)
+        return Value(self._block, self._block.add(node, line), line)
+
+    def _backward(self, line: Line) -> int:
+        found = [n for n, node in enumerate(self._block.nodes) if node.kind == "backward"]
+        if not found:
+            raise GraphError(f"no gradient yet: write t.backward(loss) above this line\n  at {line}")
+        return found[-1]
+
+    # What would need numbers.
+
+    def __bool__(self) -> bool:
+        return bool(self.value) if self._ended() else self._refuse("bool()")
+
+    def __float__(self) -> float:
+        return float(self.value) if self._ended() else self._refuse("float()")
+
+    def __int__(self) -> int:
+        return int(self.value) if self._ended() else self._refuse("int()")
+
+    def __index__(self) -> int:
+        return self.value.__index__() if self._ended() else self._refuse("an index")
+
+    def item(self) -> Any:
+        return self.value.item() if self._ended() else self._refuse(".item()")
+
+    def tolist(self) -> Any:
+        if not self._ended():
+            self._refuse(".tolist()")
+        return self.value if isinstance(self.value, list) else self.value.tolist()
+
+    def numpy(self) -> Any:
+        return self.value.numpy() if self._ended() else self._refuse(".numpy()")
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        if not self._ended():
+            self._refuse("numpy")
+        array = self.value.detach().cpu().numpy()
+        return array if dtype is None else array.astype(dtype)
+
+    def _ended(self) -> bool:
+        return self._result is not _NOTHING or self._block.closed
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if self._ended():
+            return getattr(self.value, name)
+        near = difflib.get_close_matches(name, binding.attributes(), n=3)
+        hint = f"; the nearest: {', '.join(near)}" if near else ""
+        error = UnknownOperation(f"a Value has no operation {name!r}{hint}\n  at {caller()}")
+        raise error
+
+    def __reduce__(self) -> Any:
+        return _itself, (self.value,)
+
+    def __copy__(self) -> Any:
+        return self.value
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        import copy
+
+        return copy.deepcopy(self.value, memo)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        if self._result is not _NOTHING:
+            return repr(self._result)
+        if self._block.closed:
+            return f"<Value that was not saved, read at {self._line}>"
+        node = self._block.nodes[self._node]
+        what = node.target if node.kind == "read" else f"{node.kind} {node.target}({', '.join(map(spell, node.args))})"
+        return f"<Value %{self._node}: {what}>"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.value, spec) if self._ended() else repr(self)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _view_step(block: Recorder, n: int) -> tuple[Any, ...]:
+    """A view as data: (operation, its other arguments, keyword arguments); of several results also which."""
+    node = block.nodes[n]
+    if node.kind == "item":
+        call = block.nodes[node.deps[0]]
+        return (call.target, call.args[1:], call.kwargs, node.args[1])
+    return (node.target, node.args[1:], node.kwargs)
+
+
+def _first_open(tree: Any) -> Value | None:
+    """The first Value of a block that is still open."""
+    if type(tree) is Value:
+        return None if tree._block.closed else tree
+    if type(tree) in (tuple, list):
+        for item in tree:
+            found = _first_open(item)
+            if found is not None:
+                return found
+    if type(tree) is slice:
+        return _first_open((tree.start, tree.stop, tree.step))
+    return None
+
+
+def _plain(tree: Any) -> Any:
+    """The same with saved Values replaced by their tensors."""
+    if type(tree) is Value:
+        return tree.value
+    if type(tree) is Positions:
+        return tree.__index__()
+    if type(tree) in (tuple, list):
+        return type(tree)(_plain(item) for item in tree)
+    if type(tree) is dict:
+        return {key: _plain(item) for key, item in tree.items()}
+    if type(tree) is slice:
+        return slice(_plain(tree.start), _plain(tree.stop), _plain(tree.step))
+    return tree
+
+
+def values(tree: Any) -> Any:
+    """The tensors of saved Values in any nesting of lists, tuples and dicts."""
+    return _plain(tree)
+
+
+def _method(target: str) -> Callable[..., Any]:
+    def method(self: Value, *args: Any, **kwargs: Any) -> Any:
+        if self._result is not _NOTHING:
+            return getattr(self._result, method.__name__)(*_plain(args), **_plain(kwargs))
+        return self._call(target, args, kwargs)
+
+    return method
+
+
+def _in_place_method(target: str) -> Callable[..., Any]:
+    def method(self: Value, *args: Any, **kwargs: Any) -> Any:
+        if self._block.closed:
+            return getattr(self.value, target)(*_plain(args), **_plain(kwargs))
+        return self.in_place(target, args, kwargs, caller())
+
+    return method
+
+
+def _install() -> None:
+    """Give Value the methods and operators of a tensor, from the table of operations."""
+    for name, target in binding.attributes().items():
+        if name in Value.__dict__:
+            continue
+        method = (_in_place_method if name.endswith("_") else _method)(target)
+        method.__name__ = method.__qualname__ = name
+        setattr(Value, name, method)
+    plain = "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul eq ne lt le gt ge"
+    for name in f"{plain} and or xor invert lshift rshift neg abs".split():
+        dunder = f"__{name}__"
+        method = _method(binding.name_of(getattr(torch.Tensor, dunder)))
+        method.__name__ = method.__qualname__ = dunder
+        setattr(Value, dunder, method)
+    for name in ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"]:
+        function = getattr(torch.Tensor, f"__i{name}__", None)
+        if function is not None and name != "matmul":
+            setattr(Value, f"__i{name}__", _in_place_method(binding.name_of(function)))
+
+
+_install()
