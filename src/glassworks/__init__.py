@@ -37,12 +37,14 @@ if TYPE_CHECKING:
     from glassworks.load import load, wrap
     from glassworks.serve.connect import connect
     from glassworks.trace.block import input
+    from glassworks.trace.facade import Model
     from glassworks.trace.value import Value, values
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Graph": "glassworks.graph.graph",
+    "Model": "glassworks.trace.facade",
     "Value": "glassworks.trace.value",
     "connect": "glassworks.serve.connect",
     "input": "glassworks.trace.block",
@@ -53,7 +55,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "GlassworksError", "Graph", "GraphError", "InputError", "LimitExceeded", "ModelError", "NotSaved", "OrderError",
+    "GlassworksError", "Graph", "GraphError", "InputError", "LimitExceeded", "Model", "ModelError", "NotSaved", "OrderError",
     "RemoteError", "ScopeError", "Unauthorized", "UnknownOperation", "UnknownSite", "Value", "WireError", "WriteError",
     "connect", "input", "load", "operations", "values", "wrap",
 ]  # fmt: skip

@@ -17,13 +17,14 @@ from glassworks.errors import InputError
 from glassworks.graph.backend import Experiment, Generation, Inputs, Results, run_in_order
 from glassworks.graph.graph import Graph
 from glassworks.graph.nodes import ALL_ROWS
-from glassworks.graph.place import Forward, Plan, place
+from glassworks.graph.place import Forward, Plan, place_inputs
 from glassworks.graph.sites import SiteTable
 from glassworks.run.frame import Frame
 from glassworks.run.interpret import Interpreter
 from glassworks.run.rows import Slot
 
 _WHOLE = Slot(0, 1, {}, {}, True)
+_NOTHING = Forward(0, (), (), frozenset(), 0, False)
 
 
 class LocalBackend:
@@ -60,10 +61,7 @@ class LocalBackend:
         if graph.invokes != len(inputs.invokes):
             raise InputError(f"the graph has {graph.invokes} invokes and was given rows for {len(inputs.invokes)}")
         table = self.sites(inputs)
-        plan = place(
-            graph, table, row_counts=[len(rows.ids) or 1 for rows in inputs.invokes], rows=inputs.rows,
-            generating=generation is not None, alone=frozenset(k for k, rows in enumerate(inputs.invokes) if rows.kwargs and not table.plain),
-        )  # fmt: skip
+        plan = place_inputs(graph, table, inputs, generating=generation is not None)
         frame = Frame(graph, plan, named=inputs.named, device=self.runtime.device, parameter=self.runtime.parameter)
         run = _Run(self, table, frame, inputs, generation)
         with torch.no_grad():
@@ -86,8 +84,8 @@ class _Run:
         self.alive: list[Any] = [[] for _ in inputs.invokes]
 
     def everything(self, plan: Plan) -> None:
-        empty = Forward(0, (), (), frozenset(), 0, any(f.has_backward for f in plan.forwards))
-        self._interpreter(empty, {}, ()).prelude()
+        if plan.prelude:
+            self._interpreter(_NOTHING, {}, ()).prelude()
         for forward in plan.forwards:
             if self.table.plain:
                 self._plain(forward)

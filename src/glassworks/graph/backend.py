@@ -60,25 +60,25 @@ class Results(Mapping[str, Any]):
     """Saved values by name: a tensor, or a list with an entry a step.
 
     Attributes:
-        values: the saves.
+        saves: what was kept.
         forwards: how many forward passes were run (a generation counts one a step).
         alive: of a generation, for each invoke, which rows were live at each step (a list of lists of bools).
         gradients: number of a captured tensor that trains -> what the backwards add to its `.grad`.
     """
 
-    values: Mapping[str, Any]
+    saves: Mapping[str, Any]
     forwards: int = 0
     alive: Sequence[Sequence[Sequence[bool]]] = ()
     gradients: Mapping[int, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
-        return self.values[name]
+        return self.saves[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.values)
+        return iter(self.saves)
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.saves)
 
 
 class Backend(Protocol):

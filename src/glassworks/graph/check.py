@@ -23,7 +23,7 @@ from glassworks.graph.graph import Graph
 from glassworks.graph.messages import Request
 from glassworks.graph.nodes import Dtype, Node, Ref
 from glassworks.graph.operations import look_up
-from glassworks.graph.place import place
+from glassworks.graph.place import place_inputs
 from glassworks.graph.sites import SiteTable
 from glassworks.graph.wire import ITEM_BYTES, Blob
 
@@ -230,10 +230,7 @@ def _check_graph(experiment: Experiment, table: SiteTable) -> None:
         except (GraphError, LimitExceeded) as error:
             raise type(error)(f"{error}\n  at {graph.where(n)}") from None
     _check_names(graph)
-    inputs, generating = experiment.inputs, experiment.generation is not None
-    with_arguments = frozenset(k for k, rows in enumerate(inputs.invokes) if rows.kwargs and not table.plain)
-    counts = row_counts(inputs)
-    place(graph, table, row_counts=counts, rows=inputs.rows, generating=generating, alone=with_arguments)
+    place_inputs(graph, table, experiment.inputs, generating=experiment.generation is not None)
 
 
 def _check_names(graph: Graph) -> None:
@@ -267,7 +264,7 @@ def _check_shape(node: Node) -> None:
     if given != pattern:
         expected = pattern or "none"
         raise GraphError(f"a {node.kind} takes the arguments {expected} (R a node, i a number), got {given or 'none'}")
-    if node.kwargs and node.kind not in ("save", "constant"):
+    if node.kwargs and node.kind != "save":
         raise GraphError(f"a {node.kind} takes no keywords, got {sorted(name for name, _ in node.kwargs)}")
 
 
@@ -372,8 +369,8 @@ def _is_shape_and_dtype(args: tuple[Any, ...]) -> bool:
 
 
 def _check_constant(node: Node, graph: Graph, table: SiteTable) -> None:
-    if any(name != "trains" or value is not True for name, value in node.kwargs):
-        raise GraphError(f"a constant cannot have {dict(node.kwargs)}"[:200])
+    if node.target not in ("", "trains"):
+        raise GraphError(f"a constant is a captured tensor, which trains or not; got {node.target[:40]!r}")
 
 
 def _check_save(node: Node, graph: Graph, table: SiteTable) -> None:

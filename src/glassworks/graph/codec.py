@@ -118,13 +118,17 @@ def node_to_json(node: Node, line: AnyLine | None = None) -> dict[str, Any]:
     return found
 
 
+def _is_kind(value: Any) -> bool:
+    return isinstance(value, str) and value in KINDS
+
+
 _FIELDS = frozenset({"kind", "target", "args", "kwargs", "invoke", "steps", "line"})
 
 
 def node_from_json(value: Any, position: int) -> tuple[Node, SentLine | None]:
     """The inverse of `node_to_json`. WireError names the node by its position."""
     where = f"node {position}"
-    if not isinstance(value, dict) or not set(value) <= _FIELDS or value.get("kind") not in KINDS:
+    if not isinstance(value, dict) or not set(value) <= _FIELDS or not _is_kind(value.get("kind")):
         raise WireError(f"{where}: not a node of version {VERSION}: {str(value)[:120]}")
     line = _line(value.get("line"), where)
     where = f"{where} ({line})" if line else where

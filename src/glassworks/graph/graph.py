@@ -8,12 +8,16 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from glassworks.errors import WireError
 from glassworks.graph import codec, text, wire
 from glassworks.graph.nodes import AnyLine, Node
+
+_STRUCTURE = itemgetter(0, 1, 4, 5, 6)
+"""Of a node: kind, target, deps, invoke, steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,19 +56,7 @@ class Graph:
     @property
     def structure(self) -> tuple[Any, ...]:
         """What placement depends on: the nodes less their arguments. Cheap, and equal for equal shapes of graph."""
-        return tuple(
-            [
-                (
-                    n.kind,
-                    n.target if n.kind != "save" else n.kwargs,
-                    n.deps,
-                    n.invoke,
-                    n.steps,
-                    n.kind == "constant" and n.kwargs,
-                )
-                for n in self.nodes
-            ]
-        )
+        return tuple(map(_STRUCTURE, self.nodes))
 
     @cached_property
     def digest(self) -> str:
@@ -116,7 +108,8 @@ class Graph:
                 raise WireError(f"constant {k} is missing among the tensors")
             constants.append(blobs[f"constant.{k}"])
         for position, (node, _) in enumerate(read):
-            if node.kind == "constant" and not (len(node.args) == 1 and node.args[0] in range(len(constants))):
+            own = node.args[0] if len(node.args) == 1 else None
+            if node.kind == "constant" and not (type(own) is int and 0 <= own < len(constants)):
                 raise WireError(f"node {position}: no such constant: {node.args}")
         nodes, lines = tuple(node for node, _ in read), tuple(line for _, line in read)
         return cls(nodes, lines, tuple(constants), message["invokes"], message["seed"])

@@ -223,7 +223,7 @@ def encode_results(
     leaves: list[wire.Constant] = []
     own = [
         {
-            "values": tree.flatten(dict(result.values), leaves, where="saves", as_leaf=as_leaf),
+            "values": tree.flatten(dict(result.saves), leaves, where="saves", as_leaf=as_leaf),
             "forwards": result.forwards,
             "alive": [[[bool(row) for row in step] for step in invoke] for invoke in result.alive],
             "gradients": tree.flatten(

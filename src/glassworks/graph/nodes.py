@@ -13,8 +13,8 @@ Kinds (`target` in brackets; `args`):
     item       []            (tuple, k)               one of several results
     module     [path]        arguments                a module of the model, or `unembed`, as a pure function
     parameter  [path]        ()                       a weight of the model
-    constant   []            (k)                      the graph's k-th captured tensor
-    input      [name]        ()                       a tensor given to `run`
+    constant   [trains or ''] (k)                     the graph's k-th captured tensor; one that gradients reach
+    input      [name]        (shape, dtype)           a tensor given to `run`
     result     []            ()                       the new tokens of a generation
     backward   []            (loss)                   derivatives of a loss
     grad       []            (value, backward)        read a gradient

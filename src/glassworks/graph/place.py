@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glassworks.errors import GraphError, OrderError, ScopeError, UnknownSite
+from glassworks.graph.backend import Inputs
 from glassworks.graph.graph import Graph
 from glassworks.graph.nodes import ALL_ROWS, Node, Steps
 from glassworks.graph.sites import Site, SiteTable
@@ -101,9 +102,16 @@ def place(
     return plan  # type: ignore[no-any-return]
 
 
+def place_inputs(graph: Graph, table: SiteTable, inputs: Inputs, *, generating: bool) -> Plan:
+    """The plan of a graph over given rows. Rows with arguments of their own share a forward with no others."""
+    own = [] if table.plain else [k for k, rows in enumerate(inputs.invokes) if rows.kwargs]
+    counts = [len(rows.ids) or 1 for rows in inputs.invokes]
+    return place(graph, table, row_counts=counts, rows=inputs.rows, generating=generating, alone=frozenset(own))
+
+
 def effects(graph: Graph) -> Iterator[int]:
     """The nodes for whose sake a graph runs: saves, and backwards that train captured tensors."""
-    trained = {n for n, node in enumerate(graph.nodes) if node.kind == "constant" and node.kwargs}
+    trained = {n for n, node in enumerate(graph.nodes) if node.kind == "constant" and node.target}
     backwards = any(node.kind == "backward" for node in graph.nodes) if trained else False
     for n, node in enumerate(graph.nodes):
         if trained and backwards and not trained.isdisjoint(node.deps):
@@ -126,6 +134,7 @@ class _Placer:
         self.pass_of = [0] * count
         self.event_of = [BEFORE] * count
         self.everywhere = [False] * count
+        self._seen: dict[int, tuple[list[int], list[int]]] = {}
 
     def _site(self, n: int) -> Site:
         try:
@@ -165,28 +174,45 @@ class _Placer:
 
     # What is needed, and what must come before what.
 
-    def _upstream_writes(self, n: int) -> list[int]:
-        """Writes whose effect the reader `n` sees: same rows, earlier in the forward pass or earlier lines there."""
-        node, site = self.nodes[n], self.site[n]
-        own = self.writes if node.invoke == ALL_ROWS else self.writes_of.get(node.invoke, [])
-        shared = [] if node.invoke == ALL_ROWS else self.writes_of.get(ALL_ROWS, [])
-        return [w for w in (*own, *shared) if self._is_upstream(w, n, site.order)]
+    def _upstream(self, n: int) -> tuple[list[int], list[int]]:
+        """Writes whose effect the reader `n` sees, in the same rows.
 
-    def _is_upstream(self, w: int, n: int, order: int) -> bool:
+        The first come before it in its own step, or stand in steps that are over; the second stand later in the forward
+        pass, but are performed in earlier steps of a scope that both share, and reach it through what is cached.
+        """
+        if n not in self._seen:
+            node = self.nodes[n]
+            own = self.writes if node.invoke == ALL_ROWS else self.writes_of.get(node.invoke, [])
+            shared = [] if node.invoke == ALL_ROWS else self.writes_of.get(ALL_ROWS, [])
+            before: list[int] = []
+            earlier: list[int] = []
+            for w in (*own, *shared):
+                if self._comes_before(w, n):
+                    before.append(w)
+                elif self._was_in_an_earlier_step(w, n):
+                    earlier.append(w)
+            self._seen[n] = before, earlier
+        return self._seen[n]
+
+    def _comes_before(self, w: int, n: int) -> bool:
         mine, its = self.steps[n], self.steps[w]
         if mine is not None and its is not None:
+            if its[1] is not None and its[1] <= mine[0]:
+                return True
             if mine[1] is not None and its[0] >= mine[1]:
                 return False
-            if mine[1] is None or its[0] < mine[1] - 1:
-                return True
-        event = self.site[w].order
+        event, order = self.site[w].order, self.site[n].order
         return event < order or (event == order and w < n)
+
+    def _was_in_an_earlier_step(self, w: int, n: int) -> bool:
+        mine, its = self.steps[n], self.steps[w]
+        return mine is not None and its is not None and (mine[1] is None or its[0] < mine[1] - 1)
 
     def _before(self, n: int) -> list[int]:
         """Nodes that must have run before `n`."""
         node = self.nodes[n]
         if node.kind == "read":
-            return self._upstream_writes(n)
+            return self._upstream(n)[0]
         if node.kind == "result":
             return [
                 w for w in self.writes if self.nodes[w].invoke in (node.invoke, ALL_ROWS) or node.invoke == ALL_ROWS
@@ -205,8 +231,13 @@ class _Placer:
             start = len(ordered)
             for root in roots:
                 self._visit(root, state, ordered)
-            roots = [w for n in ordered[start:] if self.nodes[n].kind == "backward" for w in self._grad_writes(n)]
+            roots = [w for n in ordered[start:] for w in self._also(n)]
         return ordered
+
+    def _also(self, n: int) -> list[int]:
+        """What `n` needs without having to wait for it."""
+        kind = self.nodes[n].kind
+        return self._grad_writes(n) if kind == "backward" else self._upstream(n)[1] if kind == "read" else []
 
     def _visit(self, root: int, state: list[int], ordered: list[int]) -> None:
         """Depth first, with a stack of our own: graphs are deeper than Python's. 1: on the stack, 2: done."""
@@ -242,11 +273,22 @@ class _Placer:
     # When.
 
     def _assign(self, ordered: list[int]) -> None:
+        """Passes and events. A write of an earlier step may move a reader to a later pass, so until nothing moves."""
+        for _ in range(len(ordered) + 1):
+            before = list(self.pass_of)
+            self._assign_once(ordered)
+            if before == self.pass_of:
+                return
+        moving = next(n for n in ordered if before[n] != self.pass_of[n])
+        raise OrderError(f"a value is needed in an earlier step than it can exist\n  at {self.graph.where(moving)}")
+
+    def _assign_once(self, ordered: list[int]) -> None:
         for n in ordered:
             node = self.nodes[n]
             match node.kind:
                 case "read":
-                    self.pass_of[n] = max((self.pass_of[w] for w in self._upstream_writes(n)), default=0)
+                    before, earlier = self._upstream(n)
+                    self.pass_of[n] = max((self.pass_of[w] for w in (*before, *earlier)), default=0)
                     self.event_of[n] = self.site[n].order
                     self.everywhere[n] = node.invoke == ALL_ROWS
                 case "write" | "skip":
@@ -377,7 +419,8 @@ class _Placer:
         groups: list[tuple[int, tuple[int, ...]]],
     ) -> Forward:
         of_pass = [members for other, members in groups if other == number]
-        mine = [n for n in inner if self._runs_in(n, number, invokes, of_pass)]
+        homes = self._homes(inner, number, of_pass)
+        mine = [n for n in inner if self._runs_in(n, number, invokes, homes)]
         self._check_all_rows(mine, len(of_pass))
         by_event: dict[int, list[int]] = {}
         for n in mine:
@@ -391,7 +434,7 @@ class _Placer:
             has_backward=any(self.nodes[n].kind == "backward" for n in mine),
         )
 
-    def _runs_in(self, n: int, number: int, invokes: tuple[int, ...], of_pass: list[tuple[int, ...]]) -> bool:
+    def _runs_in(self, n: int, number: int, invokes: tuple[int, ...], homes: dict[int, int]) -> bool:
         node = self.nodes[n]
         if node.kind in ("read", "result", "write", "skip") and node.invoke != ALL_ROWS:
             reached = number >= self.pass_of[n] if node.kind in WRITES else number == self.pass_of[n]
@@ -400,19 +443,20 @@ class _Placer:
             return number >= self.pass_of[n]
         if number != self.pass_of[n]:
             return False
-        return self.everywhere[n] or self._home(n, of_pass) == invokes
+        return self.everywhere[n] or invokes[0] == homes[n]
 
-    def _home(self, n: int, of_pass: list[tuple[int, ...]]) -> tuple[int, ...]:
-        """The forward of its pass in which a computation runs: the one that gives the last of its inputs."""
-        node = self.nodes[n]
-        if node.invoke != ALL_ROWS and node.kind in ("read", "result"):
-            return next(members for members in of_pass if node.invoke in members)
-        homes = [
-            self._home(d, of_pass)
-            for d in node.deps
-            if self.event_of[d] != BEFORE and self.pass_of[d] == self.pass_of[n] and not self.everywhere[d]
-        ]
-        return max(homes, default=of_pass[-1])
+    def _homes(self, inner: list[int], number: int, of_pass: list[tuple[int, ...]]) -> dict[int, int]:
+        """Node of a pass -> the first invoke of the forward in which it runs: the one that gives its last input."""
+        first = {invoke: members[0] for members in of_pass for invoke in members}
+        homes: dict[int, int] = {}
+        for n in inner:
+            if self.pass_of[n] == number:
+                node = self.nodes[n]
+                if node.invoke != ALL_ROWS and node.kind in ("read", "result"):
+                    homes[n] = first[node.invoke]
+                else:
+                    homes[n] = max((homes[d] for d in node.deps if d in homes), default=of_pass[-1][0])
+        return homes
 
     def _check_all_rows(self, mine: list[int], parts: int) -> None:
         for n in mine:
@@ -501,7 +545,8 @@ def _releases(
     last: dict[int, tuple[int, int, int]] = {}
     sequence = [(-1, 0, n) for n in prelude]
     sequence += [(k, event, n) for k, f in enumerate(forwards) for event, members in f.actions for n in members]
-    kept = {d for _, _, n in sequence if nodes[n].kind in ("grad", "grad_write", "backward") for d in nodes[n].deps}
+    kept = {n for n in prelude if nodes[n].kind == "constant" and nodes[n].target}
+    kept |= {d for _, _, n in sequence if nodes[n].kind in ("grad", "grad_write", "backward") for d in nodes[n].deps}
     final = {n: moment for moment in sequence for n in [moment[2]]}
     for moment in sequence:
         for d in nodes[moment[2]].deps:

@@ -44,7 +44,8 @@ class Site:
     """A tensor at an event. `order` is the event's place in the forward pass, `item` the keys that lead to it.
 
     `unfold`: the event holds rows and tokens folded into one axis and the site shows two. `mutated`: the model
-    changes the tensor in place after the event, so that whoever keeps it must copy it.
+    changes the tensor in place after the event, so that whoever keeps it must copy it. `storage`: sites of one number
+    share memory, so that one of them may be given away uncopied; -1: memory of the model's, the caller's, or unknown.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Site:
     dtype: str
     unfold: bool = False
     mutated: bool = False
+    storage: int = -1
 
     @property
     def can_be_shared(self) -> bool:
@@ -164,7 +166,7 @@ def to_json(table: SiteTable) -> dict[str, Any]:
         "family": table.family,
         "events": [[e.path, e.port, e.call, e.structure] for e in table.events],
         "sites": {
-            name: [s.name, s.order, list(s.item), list(s.axes), s.dtype, s.unfold, s.mutated]
+            name: [s.name, s.order, list(s.item), list(s.axes), s.dtype, s.unfold, s.mutated, s.storage]
             for name, s in table.sites.items()
         },
         "layers": {stack: list(paths) for stack, paths in table.layers.items()},
@@ -188,8 +190,8 @@ def from_json(data: Mapping[str, Any]) -> SiteTable:
         family=data["family"],
         events=tuple(Event(path, port, call, structure) for path, port, call, structure in data["events"]),
         sites={
-            name: Site(own, order, tuple(item), tuple(axes), dtype, unfold, mutated)
-            for name, (own, order, item, axes, dtype, unfold, mutated) in data["sites"].items()
+            name: Site(own, order, tuple(item), tuple(axes), dtype, unfold, mutated, storage)
+            for name, (own, order, item, axes, dtype, unfold, mutated, storage) in data["sites"].items()
         },
         layers={stack: tuple(paths) for stack, paths in data["layers"].items()},
         modules=data["modules"],

@@ -132,7 +132,7 @@ def _header(view: memoryview) -> tuple[dict[str, Any], int]:
 def _message(metadata: Any) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not isinstance(metadata.get(_KEY), str):
         raise WireError(f"header field __metadata__.{_KEY} must be a JSON text")
-    message = _json(metadata[_KEY].encode(), f"header field __metadata__.{_KEY}")
+    message = _json(metadata[_KEY].encode(errors="surrogatepass"), f"header field __metadata__.{_KEY}")
     if not isinstance(message, dict):
         raise WireError(f"header field __metadata__.{_KEY} must hold a JSON object")
     return message
@@ -150,8 +150,10 @@ def _json(text: bytes, where: str) -> Any:
 
     try:
         return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise WireError(f"{where} are not JSON: {error}") from None
+    except WireError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"{where} are not JSON: {str(error)[:200]}") from None
 
 
 def _entry(name: str, value: Any) -> tuple[str, tuple[int, ...], int, int]:

@@ -1,7 +1,5 @@
-"""What a model is: its native sites by recorded runs, and its standard sites by structure and by numbers."""
+"""What a model is: its native sites by recorded runs, its standard sites by structure and by numbers, its text.
 
-from glassworks.model.anatomy import build_table, build_table_fake
-from glassworks.model.identity import check_identities, unembed_is_plain
-from glassworks.model.scan import scan, scan_fake
-
-__all__ = ["build_table", "build_table_fake", "check_identities", "scan", "scan_fake", "unembed_is_plain"]
+Nothing is imported here, because `text` needs no torch and all else does. `anatomy` builds the site table, `scan` that
+of any module, `identity` checks it.
+"""

@@ -33,6 +33,7 @@ class Leaf:
 
     tensor: Tensor
     version: int
+    storage: int = -1
 
     @property
     def mutated(self) -> bool:
@@ -65,7 +66,21 @@ def record(module: nn.Module, run: Run) -> list[Seen]:
 
     with undisturbed(module), listening(module, listener):
         run.call(module)
+    _number_storages(module, seen)
     return seen
+
+
+def _number_storages(module: nn.Module, seen: list[Seen]) -> None:
+    """Number the memory behind what modules returned; what is the model's or the caller's own keeps -1."""
+    own = [*module.parameters(), *module.buffers()]
+    own += [leaf.tensor for event in seen if event.port == "input" and not event.path for leaf in event.leaves.values()]
+    taken = {tensor.untyped_storage()._cdata for tensor in own}
+    numbers: dict[int, int] = {}
+    for event in seen:
+        for leaf in event.leaves.values():
+            key = leaf.tensor.untyped_storage()._cdata
+            if key not in taken and (event.port == "output" or key in numbers):
+                leaf.storage = numbers.setdefault(key, len(numbers))
 
 
 def _walk(value: Any, item: Item, leaves: dict[Item, Leaf]) -> Any:

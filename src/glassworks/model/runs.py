@@ -112,4 +112,5 @@ def _ordinary(module: nn.Module, count: int = 64) -> list[int]:
 
 def _arguments(module: nn.Module) -> tuple[str, ...]:
     """Of the class: the instance's own `forward` may be somebody's wrapper."""
-    return tuple(inspect.signature(type(module).forward).parameters)
+    _, *names = inspect.signature(type(module).forward).parameters
+    return tuple(names)

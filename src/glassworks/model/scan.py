@@ -186,6 +186,7 @@ def _site(name: str, order: int, item: Item, same: Sequence[Seen], runs: Sequenc
         axes=_axes([leaf.tensor.shape for leaf in leaves], runs, routed=_is_routed(same[0].path)),
         dtype=_dtype(leaves[0].tensor),
         mutated=any(leaf.mutated for leaf in leaves),
+        storage=min((leaf.storage for leaf in leaves), key=lambda number: number >= 0) if leaves else -1,
     )
 
 

@@ -1,7 +1,6 @@
 """The eager runtime: an unmodified module in this process, with the modules that somebody asked for being watched."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -20,13 +19,13 @@ class EagerRuntime:
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
         self.modules = Modules(module)
+        self._first = next(module.parameters(), None)
         self.unembed: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @property
     def device(self) -> torch.device | None:
         """Where the module's weights are; None if it has none."""
-        tensor = next(self.module.parameters(), None)
-        return None if tensor is None else tensor.device
+        return None if self._first is None else self._first.device
 
     def parameter(self, path: str) -> torch.Tensor:
         """A weight by name."""
@@ -39,7 +38,7 @@ class EagerRuntime:
         interpreters: Sequence[Interpreter],
         cache: dict[str, Any] | None = None,
     ) -> Any:
-        """One forward pass.
+        """One forward pass, in the caller's grad mode (which a backward overrides).
 
         Args:
             args, inputs: what the module is called with. interpreters: the graphs that take part.
@@ -50,10 +49,10 @@ class EagerRuntime:
         """
         if cache is not None:
             inputs = {**inputs, "use_cache": True, **cache}
-        with ExitStack() as stack:
-            if torch.is_inference_mode_enabled():
-                stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.set_grad_enabled(any(i.forward.has_backward for i in interpreters)))
+        if any(i.forward.has_backward for i in interpreters):
+            with torch.inference_mode(False), torch.enable_grad():
+                returned = self._watched(args, inputs, interpreters)
+        else:
             returned = self._watched(args, inputs, interpreters)
         if cache is not None and returned is not None:
             cache["past_key_values"] = returned["past_key_values"]
@@ -83,13 +82,15 @@ class Watch:
     """One forward pass of some graphs: sends each event to the graphs that wait for it, and stops after the last."""
 
     def __init__(self, owner: Modules, interpreters: Sequence[Interpreter]) -> None:
-        self.owner = owner
+        self.token = owner.token
         self.interpreters = interpreters
         lasts = [interpreter.last for interpreter in interpreters]
         self.last = None if None in lasts or not lasts else max(lasts)  # type: ignore[type-var]
         self.visits = _visits(interpreters)
         self.spared = frozenset.intersection(*[i.forward.spared for i in interpreters]) if interpreters else frozenset()
         self._calls: dict[str, int] = {}
+        only = interpreters[0] if len(interpreters) == 1 else None
+        self._only = only if only is not None and not only.forward.spared else None
 
     def visit(self, path: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """A watched module is called."""
@@ -100,12 +101,20 @@ class Watch:
         if entering is not None:
             args, kwargs = self._tell(entering, (args, kwargs))
         returned = self._spare(path, args, kwargs) if path in self.spared else forward(*args, **kwargs)
-        return returned if leaving is None else self._tell(leaving, returned)
+        if leaving is None:
+            return returned
+        if self._only is None or leaving == self.last:
+            return self._tell(leaving, returned)
+        return self._only.at(leaving, returned)
 
     def _tell(self, event: int, raw: Any) -> Any:
-        for interpreter in self.interpreters:
-            if event in interpreter.actions:
-                raw = interpreter.at(event, raw)
+        """Let the graphs that wait for an event see it; stop if it was the last."""
+        if self._only is not None:
+            raw = self._only.at(event, raw)
+        else:
+            for interpreter in self.interpreters:
+                if event in interpreter.actions:
+                    raw = interpreter.at(event, raw)
         if event == self.last:
             raise Stopped
         return raw

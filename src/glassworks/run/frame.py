@@ -18,6 +18,7 @@ class Frame:
         saves: what was kept, by name; a list where there is an entry a step.
         history: node of many steps -> step -> value, where a later pass needs it.
         gradients: constant -> the gradient that backwards have added for it.
+        given: memory of the model's outputs that a save has given away; another save of it copies.
         early: nodes that a backward has computed before their turn.
     """
 
@@ -37,6 +38,7 @@ class Frame:
         self.history: dict[int, dict[int, Any]] = {}
         self.gradients: dict[int, torch.Tensor] = {}
         self.early: set[int] = set()
+        self.given: set[int] = set()
         self.named, self.device, self.parameter = named, device, parameter
         self.takes_gradients = any(forward.has_backward for forward in plan.forwards)
 
@@ -45,7 +47,7 @@ class Frame:
         own = self.nodes[node]
         tensor = as_tensor(self.graph.constants[own.args[0]]).detach()
         tensor = self._placed(tensor)
-        return tensor.detach().requires_grad_() if own.kwargs and self.takes_gradients else tensor
+        return tensor.detach().requires_grad_() if own.target and self.takes_gradients else tensor
 
     def input(self, name: str) -> torch.Tensor:
         """A tensor that was given by name."""

@@ -37,7 +37,7 @@ def run_backward(interpreter: "Interpreter", n: int) -> None:
     by_base: dict[int, list[int]] = {}
     for m in asked:
         by_base.setdefault(base_of(nodes, nodes[m].deps[0]), []).append(m)
-    trained = [m for m in frame.plan.prelude if nodes[m].kind == "constant" and nodes[m].kwargs]
+    trained = [m for m in frame.plan.prelude if nodes[m].kind == "constant" and nodes[m].target]
     found = _derivatives(interpreter, loss, by_base, [*by_base, *trained])
     for base, members in by_base.items():
         if found.get(base) is None:  # the loss does not depend on it

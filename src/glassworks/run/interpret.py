@@ -53,8 +53,14 @@ class Interpreter:
         self.slots, self.rows = slots, rows
         self.sizes: Mapping[str, int] = {}
         self.step = 0
-        self.actions: Mapping[int, Sequence[int]] = dict(forward.actions)
-        self.last: int | None = max(self.actions, default=-1)
+        notes = forward.notes
+        if "actions" not in notes:
+            notes["actions"] = dict(forward.actions)
+            notes["quick"] = self._quick_events()
+        self.actions: Mapping[int, Sequence[int]] = notes["actions"]
+        self.last: int | None = forward.actions[-1][0] if forward.actions else -1
+        whole = all(slot.whole for slot in slots.values()) and bool(slots)
+        self._quick: Mapping[int, Any] = notes["quick"] if whole else {}
 
     def begin(
         self,
@@ -67,6 +73,7 @@ class Interpreter:
     ) -> None:
         """Start a step of a generation: which rows it has, and which invokes still have live ones."""
         self.step, self.sizes, self.slots = step, sizes, slots
+        self._quick = {}
         frame = self.frame
         found = {}
         for event, members in self.forward.actions:
@@ -97,6 +104,11 @@ class Interpreter:
 
     def at(self, event: int, raw: Any) -> Any:
         """Run the nodes of an event on what passes there; gives what the model goes on with."""
+        quick = self._quick.get(event)
+        return self._edit(event, raw) if quick is None else self._look(quick, raw)
+
+    def _edit(self, event: int, raw: Any) -> Any:
+        """Any nodes at all; sites go through leaves."""
         frame = self.frame
         nodes, values, releases = frame.nodes, frame.values, frame.plan.releases
         leaves: dict[Any, Leaf] = {}
@@ -109,14 +121,15 @@ class Interpreter:
                     leaf = self._leaf(leaves, raw, node.target)
                     value = leaf.read(node.invoke)
                     values[n] = gradients.as_base(leaf, node.invoke, value) if n in frame.plan.bases else value
+                    if n in frame.plan.crossing:
+                        frame.history.setdefault(n, {})[self.step] = values[n]
                 elif kind == "write" or kind == "skip":
                     leaf = self._leaf(leaves, raw, node.target)
                     leaf.write(node.invoke, self._value(node.deps[0]))
                 elif n not in frame.early:
                     self._perform(n)
-                if n in releases:
-                    for d in releases[n]:
-                        values[d] = None
+                for d in releases.get(n, ()):
+                    values[d] = None
         except Exception as error:
             blame(error, frame, n)
             raise
@@ -124,6 +137,56 @@ class Interpreter:
             if leaf.changed:
                 raw = replaced(raw, leaf.site.item, leaf.result())
         return raw
+
+    def _look(self, program: Sequence[tuple[int, Any, tuple[int, ...], int]], raw: Any) -> Any:
+        """The same, where nothing is written and each site is one whole unpadded tensor."""
+        frame = self.frame
+        values = frame.values
+        n = -1
+        try:
+            for n, item, releases, storage in program:
+                if item is None:
+                    node = frame.nodes[n]
+                    if storage >= 0 and storage not in frame.given:
+                        frame.given.add(storage)
+                        frame.saves[node.target] = values[node.deps[0]]
+                    else:
+                        self._perform(n)
+                elif item:
+                    values[n] = item_at(raw, item)
+                else:
+                    values[n] = raw
+                for d in releases:
+                    values[d] = None
+        except Exception as error:
+            blame(error, frame, n)
+            raise
+        return raw
+
+    def _quick_events(self) -> dict[int, list[tuple[int, Any, tuple[int, ...], int]]]:
+        """Event -> (node, path to its tensor or None, what it releases, memory that it gives away) for `_look`."""
+        plan, nodes, sites = self.frame.plan, self.frame.nodes, self.table.sites
+        found = {}
+        for event, members in self.forward.actions:
+            own = []
+            for n in members:
+                site = sites[nodes[n].target] if nodes[n].kind == "read" else None
+                plain = site is None or not (site.mutated or site.unfold or n in plan.bases or n in plan.crossing)
+                if not plain or nodes[n].kind in ("write", "skip", "backward", "grad", "grad_write"):
+                    break
+                item = None if site is None else site.item
+                own.append((n, item, plan.releases.get(n, ()), self._gives(n)))
+            else:
+                found[event] = own
+        return found
+
+    def _gives(self, n: int) -> int:
+        """The memory that a save of a whole site gives away uncopied, by its number; -1: it copies."""
+        node = self.frame.nodes[n]
+        if node.kind != "save" or self.frame.plan.steps[n] is not None or self.forward.has_backward:
+            return -1
+        read = self.frame.nodes[node.deps[0]]
+        return self.table.sites[read.target].storage if read.kind == "read" else -1
 
     def _leaf(self, leaves: dict[Any, Leaf], raw: Any, name: str) -> Leaf:
         site = self.table.sites[name]
@@ -254,9 +317,11 @@ class Interpreter:
 
 def _kept(value: torch.Tensor, node: Any) -> torch.Tensor:
     """A tensor of its own memory: what a save may give away. A view would pin, or be changed with, the whole batch."""
-    operation = OPERATIONS.get(node.target) if node.kind == "call" else None
-    fresh = operation is not None and operation.aliasing == "never"
-    return value.detach() if fresh and value._base is None else value.detach().clone()
+    if node.kind == "call" and value._base is None:
+        operation = OPERATIONS.get(node.target)
+        if operation is not None and operation.aliasing == "never":
+            return value.detach()
+    return value.detach().clone() if value.requires_grad else value.clone()
 
 
 def _resolved(item: Any, value_of: Any) -> Any:

@@ -5,7 +5,7 @@ calls what was there before. So a model called by itself is the bare model, seve
 and a deep copy of an idle model copies no wrapper.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from threading import Lock
@@ -23,24 +23,29 @@ class Stopped(BaseException):
 class Watcher(Protocol):
     """What is told of the modules it asked for."""
 
-    owner: "Modules"
+    token: object
 
     def visit(self, path: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """A module is called; gives what it is to return."""
 
 
 class Modules:
-    """The modules of one model, by path, and the wrappers of those that have been watched."""
+    """The modules of one model, by path, and the wrappers of those that have been watched.
+
+    A wrapper knows this object by a token only: a model that nobody holds is freed at once, without a cycle to collect.
+    """
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.root = module
         self.by_path: dict[str, torch.nn.Module] = dict(module.named_modules(remove_duplicate=False))
+        self.token = object()
         self._watched: dict[str, int] = {}
         self._before: dict[str, Any] = {}
+        self._ready: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {}
         self._lock = Lock()
 
     @contextmanager
-    def watched(self, paths: Iterable[str], watcher: Watcher) -> Iterator[None]:
+    def watched(self, paths: Collection[str], watcher: Watcher) -> Iterator[None]:
         """Within the block the watcher is told of these modules, in this context."""
         self.hold(paths)
         token = WATCHING.set(watcher)
@@ -52,41 +57,48 @@ class Modules:
 
     def hold(self, paths: Iterable[str]) -> None:
         """Wrap modules that nobody watches yet."""
+        watched = self._watched
         with self._lock:
-            watched = self._watched
             for path in paths:
                 count = watched.get(path, 0)
                 watched[path] = count + 1
                 if not count:
-                    own = self.by_path[path].__dict__
-                    self._before[path] = own.get("forward")
-                    own["forward"] = self._wrapper(path)
+                    ready = self._ready.get(path)
+                    own = self.by_path[path].__dict__ if ready is None else ready[0]
+                    if "forward" in own:
+                        self._before[path] = own["forward"]
+                        own["forward"] = _wrapper(path, own["forward"], self.token)
+                    else:
+                        own["forward"] = self._prepared(path) if ready is None else ready[1]
 
     def release(self, paths: Iterable[str]) -> None:
         """Put back what stood there, where nobody watches any more."""
+        watched = self._watched
         with self._lock:
-            watched = self._watched
             for path in paths:
                 watched[path] -= 1
                 if not watched[path]:
-                    own, before = self.by_path[path].__dict__, self._before.pop(path)
-                    if before is None:
-                        del own["forward"]
+                    if path in self._before:
+                        self.by_path[path].__dict__["forward"] = self._before.pop(path)
                     else:
-                        own["forward"] = before
+                        del self._ready[path][0]["forward"]
 
-    def _wrapper(self, path: str) -> Callable[..., Any]:
+    def _prepared(self, path: str) -> Callable[..., Any]:
+        """The wrapper of a module that has no `forward` of its own on the instance; made once."""
         module = self.by_path[path]
-        before = self._before[path]
-        forward = type(module).forward.__get__(module) if before is None else before
+        wrapper = _wrapper(path, type(module).forward.__get__(module), self.token)
+        self._ready[path] = (module.__dict__, wrapper)
+        return wrapper
 
-        def watched_forward(*args: Any, **kwargs: Any) -> Any:
-            watcher = WATCHING.get()
-            if watcher is None or watcher.owner is not self:
-                return forward(*args, **kwargs)
-            return watcher.visit(path, forward, args, kwargs)
 
-        return watched_forward
+def _wrapper(path: str, forward: Callable[..., Any], token: object) -> Callable[..., Any]:
+    def watched_forward(*args: Any, **kwargs: Any) -> Any:
+        watcher = WATCHING.get()
+        if watcher is None or watcher.token is not token:
+            return forward(*args, **kwargs)
+        return watcher.visit(path, forward, args, kwargs)
+
+    return watched_forward
 
 
 @contextmanager

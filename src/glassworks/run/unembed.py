@@ -46,7 +46,7 @@ class UnembedByModel:
 
 class _PassOver:
     def __init__(self, owner: Modules, table: SiteTable, resid: torch.Tensor) -> None:
-        self.owner, self._table, self._resid = owner, table, resid
+        self.token, self._table, self._resid = owner.token, table, resid
         self._layers = table.layers["decoder" if table.encoder_decoder else ""]
 
     def visit(self, path: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -121,8 +121,9 @@ class Block:
 
     def deliver(self, results: Results) -> None:
         """Hand the backend's answer to the saved Values."""
+        found = results.saves
         for value, name in self._own().saved:
-            value.deliver(results[name])
+            value.deliver(found[name])
         for number, gradient in results.gradients.items():
             tensor = as_tensor(self.graph.constants[number])
             torch.autograd.backward([tensor], [gradient.to(tensor.device)])

@@ -42,7 +42,7 @@ class Cache(Mapping[str, Any]):
 
     @staticmethod
     def _save_name(recorder: Recorder, name: str) -> str | None:
-        return name if all(name != other for _, other in recorder.saved) else None
+        return None if recorder.is_name(name) else name
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.names:

@@ -165,6 +165,11 @@ class Model(Part):
             raise InputError("this model has no tokenizer; gw.wrap(model, tokenizer=...) gives it one")
         return self._core.text
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer itself, as transformers made it; None if the model has none."""
+        return None if self._core.text is None else self._core.text.tokenizer
+
     def encode(self, prompt: Any) -> list[int]:
         """Token ids of one prompt, special tokens included."""
         return list(rows_of(prompt, self.text)[0])
@@ -234,9 +239,9 @@ class Model(Part):
     def _child(self, name: str) -> Any:
         return child_of(self._core, None, "", name)
 
-    def __getitem__(self, key: int | str) -> Any:
+    def _item(self, key: int | str) -> Any:
         if isinstance(key, int):
-            return super().__getitem__(key)
+            return super()._item(key)
         return at_path(self._core, key)
 
     def __setattr__(self, name: str, value: Any) -> None:

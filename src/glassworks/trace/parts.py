@@ -52,7 +52,7 @@ class Core:
 
     def scoped(self) -> Recorder:
         """The recorder, where a site may be named: in a generation under steps only."""
-        recorder = self.open_block()
+        recorder = self.blocks.get(get_ident()) or self.open_block()
         if recorder.steps is None and recorder.needs_steps:
             raise ScopeError(
                 "in a generate block a site needs its steps: `with t.steps[0:5]:` (or [:], or t.prompt) around it, or "
@@ -72,10 +72,13 @@ class Part:
     _standard: str | None
     _native: str | None
     _call: int | None
+    _items: dict[int | str, Any]
 
     def __init__(self, core: Core, standard: str | None, native: str | None, call: int | None = None) -> None:
         own = self.__dict__
         own["_core"], own["_standard"], own["_native"], own["_call"] = core, standard, native, call
+        own["_items"] = {}
+        own["output"], own["input"] = self._name("output"), self._name("input")
 
     # Sites.
 
@@ -114,9 +117,9 @@ class Part:
 
     def _read(self, port: str) -> Any:
         recorder = self._core.scoped()
-        table = recorder.table
-        name = self._name(port)
-        if name not in table.sites:
+        name = self.__dict__[port]
+        if name not in recorder.table.sites:
+            table = recorder.table
             if port == "output" and (event := self._event(table, "output")) is not None and not _is_leaf(event):
                 return _structured(recorder, table, event)
             raise UnknownSite(f"{table.why_not(name)}\n  at {caller()}")
@@ -193,6 +196,13 @@ class Part:
         return child_of(self._core, self._standard, self._native, name)
 
     def __getitem__(self, key: int | str) -> Any:
+        known = self._items.get(key)
+        if known is not None:
+            return known
+        child = self._items[key] = self._item(key)
+        return child
+
+    def _item(self, key: int | str) -> Any:
         table = self._core.table
         names = table.children.get(self._native or "", ())
         if isinstance(key, int):

@@ -13,7 +13,9 @@ from glassworks.errors import InputError
 
 
 class Text(Protocol):
-    """A tokenizer, as far as blocks need one."""
+    """A tokenizer, as far as blocks need one; `tokenizer` is the library's own."""
+
+    tokenizer: Any
 
     def encode(self, prompt: str | Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         """Token ids of a text or a chat, with the special tokens that the model expects, once."""

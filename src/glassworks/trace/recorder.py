@@ -22,6 +22,11 @@ from glassworks.trace.tensors import TensorConstant
 
 _HERE = str(Path(__file__).resolve().parents[1])
 _TORCH = str(Path(torch.__file__).resolve().parent)
+_new: Callable[..., Any] = tuple.__new__
+"""Makes a named tuple from its fields, without the cost of its constructor."""
+
+_IS_USERS: dict[str, bool] = {}
+_SINGLE = (("single", True),)
 _PLAIN = frozenset({int, float, bool, str, complex, type(Ellipsis)})
 _REFUSED = frozenset(
     {"out", "device", "generator", "memory_format", "pin_memory", "requires_grad", "layout", "non_blocking"}
@@ -71,10 +76,11 @@ def caller() -> Line:
     while True:
         code = frame.f_code
         file = code.co_filename
-        if not (file.startswith((_HERE, _TORCH)) or "einops" in file):
-            return Line(code, frame.f_lasti)
-        if frame.f_back is None:
-            return Line(code, frame.f_lasti)
+        users = _IS_USERS.get(file)
+        if users is None:
+            users = _IS_USERS[file] = not (file.startswith((_HERE, _TORCH)) or "einops" in file)
+        if users or frame.f_back is None:
+            return _new(Line, (code, frame.f_lasti))
         frame = frame.f_back
 
 
@@ -89,7 +95,7 @@ class Recorder:
     """
 
     __slots__ = (
-        "_captured", "_written", "at_end", "closed", "constants", "invoke", "invokes", "is_edit", "lines", "make", "needs_steps", "nodes", "partner", "saved",
+        "_captured", "_names", "_written", "at_end", "closed", "constants", "invoke", "invokes", "is_edit", "lines", "make", "needs_steps", "nodes", "partner", "saved",
         "seed", "shape_of", "single", "steps", "table", "waiting",
     )  # fmt: skip
 
@@ -113,6 +119,7 @@ class Recorder:
         self.partner: Any = None
         self.shape_of: Callable[[int], Any] | None = None
         self._captured: dict[int, int] = {}
+        self._names: set[str] = set()
         self._written: dict[str, int] = {}
 
     def add(self, node: Node, line: Line) -> int:
@@ -140,7 +147,7 @@ class Recorder:
     # Sites.
 
     def read(self, name: str, line: Line) -> int:
-        return self.add(Node("read", name, (), (), (), self.invoke, self.steps), line)
+        return self.add(_new(Node, ("read", name, (), (), (), self.invoke, self.steps)), line)
 
     def write(self, name: str, node: int, line: Line, kind: str = "write") -> int:
         """Record that a site takes the value of a node."""
@@ -150,6 +157,25 @@ class Recorder:
     def version(self, name: str) -> int:
         """How often a site was written in this block: a handle from before a write is stale."""
         return self._written.get(name, 0)
+
+    def save(self, value: Any, name: str | None, reduce: str | None, line: Line) -> None:
+        """Record that a Value is kept, under a name of its own."""
+        names = self._names
+        if name is None:
+            name = str(len(names))
+        if name in names:
+            raise GraphError(f"two saves are named {name!r}\n  at {line}")
+        names.add(name)
+        kwargs = _SINGLE if self.single else ()
+        if reduce:
+            kwargs = (("reduce", reduce), *kwargs)
+        n = value._node if value._block is self else value.node_in(self, line)
+        self.add(_new(Node, ("save", name, (_new(Ref, (n,)),), kwargs, (n,), ALL_ROWS, None)), line)
+        self.saved.append((value, name))
+
+    def is_name(self, name: str) -> bool:
+        """Whether a save has this name already."""
+        return name in self._names
 
     def node_of(self, value: Any, line: Line) -> int:
         """The node of a Value, a tensor or a number."""
@@ -259,8 +285,8 @@ class Recorder:
         node = self._captured.get(id(tensor))
         if node is None:
             self.constants.append(TensorConstant(tensor))
-            trains = (("trains", True),) if tensor.requires_grad else ()
-            node = self.add(Node("constant", "", (len(self.constants) - 1,), trains, (), ALL_ROWS, None), line)
+            target = "trains" if tensor.requires_grad else ""
+            node = self.add(Node("constant", target, (len(self.constants) - 1,), (), (), ALL_ROWS, None), line)
             self._captured[id(tensor)] = node
         return node
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 
 from glassworks.errors import GraphError, NotSaved, ScopeError, UnknownOperation, WriteError
-from glassworks.graph.nodes import ALL_ROWS, Line, Node, Ref
+from glassworks.graph.nodes import ALL_ROWS, Line, Node, Ref, refs_in
 from glassworks.graph.text import argument as spell
 from glassworks.graph.views import is_view
 from glassworks.trace import binding
@@ -42,7 +42,7 @@ class Value:
         self._node = node
         self._line = line
         self._site = site
-        self._version = block.version(site) if site is not None else 0
+        self._version = block._written.get(site, 0) if site is not None else 0
         self._parent: Value | None = None
         self._echo: Any = None
         self._result: Any = _NOTHING
@@ -88,20 +88,10 @@ class Value:
             name: under which results and stored graphs know it; numbered if not given.
             reduce: `"mean"` or `"sum"` over rows (and real tokens, where the value has them), in `model.run`.
         """
-        line = caller()
-        block = self._block
-        if block.closed:
-            raise ScopeError(f"save belongs inside the block, which has ended\n  at {line}")
-        if reduce not in (None, "mean", "sum"):
+        block, line = self._block, caller()
+        if reduce is not None and reduce not in ("mean", "sum"):
             raise GraphError(f"reduce must be 'mean', 'sum' or None, got {reduce!r}\n  at {line}")
-        if name is None:
-            name = str(len(block.saved))
-        if any(name == other for _, other in block.saved):
-            raise GraphError(f"two saves are named {name!r}\n  at {line}")
-        kwargs = (("reduce", reduce),) if reduce else ()
-        kwargs += (("single", True),) if block.single else ()
-        block.add(Node("save", name, (Ref(self._node),), kwargs, (self._node,), ALL_ROWS, None), line)
-        block.saved.append((self, name))
+        block.save(self, name, reduce, line)
         return self
 
     def deliver(self, result: Any) -> None:
@@ -257,8 +247,8 @@ class Value:
     def _update(self, base: int, views: list[int], new: int, line: Line) -> int:
         """A copy of node `base` in which the view that `views` lead to is overwritten by node `new`."""
         block = self._block
-        steps = tuple(_view_step(block, n) for n in views)
-        return block.add(Node("update", "", (Ref(base), steps, Ref(new)), (), (base, new), ALL_ROWS, None), line)
+        args = (Ref(base), tuple(_view_step(block, n) for n in views), Ref(new))
+        return block.add(Node("update", "", args, (), tuple(refs_in(args)), ALL_ROWS, None), line)
 
     def _replay(self, value: "Value", line: Line) -> int:
         node = self._block.nodes[value._node]

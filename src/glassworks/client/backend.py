@@ -1,0 +1,94 @@
+"""A backend that is elsewhere: graphs and inputs go out as one message, saves come back as another.
+
+Knows no torch: how the caller's tensors become bytes and come back is given (`as_leaf`, `from_blob`). The
+site table is fetched once.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from glassworks.client.base import Transport
+from glassworks.client.calls import call, model_path
+from glassworks.errors import WireError
+from glassworks.graph import messages, sites, tree
+from glassworks.graph.backend import Experiment, Generation, Inputs, Results
+from glassworks.graph.graph import Graph
+from glassworks.graph.sites import SiteTable
+from glassworks.graph.wire import Blob, Constant
+
+
+def keep_blob(blob: Blob) -> Blob:
+    """The `from_blob` of a caller without tensors."""
+    return blob
+
+
+class RemoteBackend:
+    """A model of a service.
+
+    Args:
+        transport: the way there.
+        name: of the model.
+        as_leaf: a tensor of the caller's as a constant, None for what is no tensor.
+        from_blob: the bytes of a result as a tensor of the caller's.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        name: str,
+        *,
+        as_leaf: tree.AsLeaf = tree.own_leaf,
+        from_blob: messages.FromBlob = keep_blob,
+    ) -> None:
+        self.transport, self.name = transport, name
+        self._as_leaf, self._from_blob = as_leaf, from_blob
+        self._table: SiteTable | None = None
+        self._by_shapes: dict[Any, SiteTable] = {}
+
+    def sites(self, inputs: Inputs | None = None) -> SiteTable:
+        """The model's site table, as the service has it; of a plain module, for inputs of these shapes."""
+        if self._table is None:
+            self._table = table_from_bytes(call(self.transport, "GET", model_path(self.name, "sites")))
+        if inputs is None or not self._table.plain:
+            return self._table
+        shapes = self._shapes(inputs)
+        if shapes not in self._by_shapes:
+            body = messages.encode_inputs(inputs, as_leaf=self._as_leaf)
+            answer = call(self.transport, "POST", model_path(self.name, "sites"), body)
+            self._by_shapes[shapes] = table_from_bytes(answer)
+        return self._by_shapes[shapes]
+
+    def _shapes(self, inputs: Inputs) -> Any:
+        """What tells apart inputs whose tables may differ: everything but the values of tensors."""
+        leaves: list[Constant] = []
+        parts = [(rows.ids, rows.args, dict(rows.kwargs)) for rows in inputs.invokes]
+        own = tree.flatten([*parts, dict(inputs.named)], leaves, where="inputs", as_leaf=self._as_leaf)
+        return json.dumps(own), tuple((str(leaf.dtype), tuple(leaf.shape)) for leaf in leaves)
+
+    def run(self, graph: Graph, inputs: Inputs, generation: Generation | None = None) -> Results:
+        """Run an experiment there and give its saves."""
+        return self.run_session([Experiment(graph, inputs, generation)])[0]
+
+    def run_session(self, experiments: Sequence[Experiment]) -> list[Results]:
+        """Run several there, in order, as one job. What the service refuses is raised here, of its own
+        type."""
+        if not experiments:
+            return []
+        body = messages.encode_request(self.name, experiments, as_leaf=self._as_leaf)
+        answer = call(self.transport, "POST", model_path(self.name, "run"), body)
+        results = messages.decode_results(answer, from_blob=self._from_blob)
+        if len(results) != len(experiments):
+            raise WireError(f"{len(experiments)} experiments were sent and {len(results)} results came back")
+        return results
+
+    def __repr__(self) -> str:
+        return f"RemoteBackend({self.transport!r}, {self.name!r})"
+
+
+def table_from_bytes(data: bytes) -> SiteTable:
+    """A site table from the JSON text of a service. Raises WireError."""
+    try:
+        return sites.from_json(json.loads(data))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WireError(f"the site table of the service cannot be read ({type(error).__name__}: {error})") from None

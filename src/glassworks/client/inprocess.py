@@ -1,0 +1,20 @@
+"""A service in this process: the same handlers, the same codec and the same limits, without a network.
+
+The handler is given, because services lie above clients.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Handle = Callable[[str, str, bytes | None], tuple[int, bytes]]
+"""(method, path, body) -> (status, body)."""
+
+
+@dataclass(frozen=True, slots=True)
+class InProcessTransport:
+    """Calls `handle` for each request."""
+
+    handle: Handle
+
+    def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        return self.handle(method, path, body)

@@ -1,0 +1,43 @@
+"""Answers of a service, and which status says what.
+
+400  bytes that are not a message of ours        413  a body over the limit (found while it arrives)
+401  no key, or one that is not known            422  refused by a check, over another limit, or failed while
+it ran 404  no such model                               503  the worker is not there; Retry-After says when to
+try again 500  a fault of the service; its log has the rest
+"""
+
+from glassworks.errors import (
+    GraphError,
+    InputError,
+    LimitExceeded,
+    ModelError,
+    RemoteError,
+    Unauthorized,
+    WireError,
+)
+from glassworks.graph.messages import encode_error
+
+Answer = tuple[int, bytes]
+"""(status, body); the body of a refusal is an encoded error."""
+
+RETRY_AFTER_S = 5
+
+_STATUSES: tuple[tuple[type[Exception], int], ...] = (
+    (WireError, 400),
+    (Unauthorized, 401),
+    (LimitExceeded, 422),
+    (RemoteError, 503),
+    (GraphError, 422),
+    (InputError, 422),
+    (ModelError, 422),
+)
+
+
+def status_of(error: Exception) -> int:
+    """The status of an error that a handler raised, before any experiment ran."""
+    return next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+
+
+def refusal(status: int, error: BaseException) -> Answer:
+    """An error as an answer."""
+    return status, encode_error(error)

@@ -1,0 +1,84 @@
+"""`gw.connect`: a service, or a model of this process through the codec and the limits of one."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glassworks.client.http import HTTPTransport
+from glassworks.client.lab import Lab, remote_parts
+from glassworks.errors import InputError
+from glassworks.graph.wire import Constant
+from glassworks.serve.host import tokenizer_files
+from glassworks.serve.local import in_process
+from glassworks.trace.facade import Model
+from glassworks.trace.parts import Core
+from glassworks.trace.tensors import TensorConstant, from_blob
+
+
+def connect(where: str | Model, *, api_key: str | None = None) -> Any:
+    """A service by URL (its `.model(name)` is then as a local model is), or a local model as a remote one.
+
+    Args:
+        where: `"http://host:port"`, or a model: it is then run through the codec and the limits, in this process.
+        api_key: the bearer key of the service.
+
+    Raises:
+        RemoteError: no answer, or not from a service.
+    """
+    if isinstance(where, Model):
+        name = where._core.name
+        transport = in_process(
+            name,
+            where.backend,
+            tokenizer=tokenizer_files(where.tokenizer),
+            as_leaf=as_leaf,
+            from_blob=from_blob,
+        )
+        return ConnectedLab(Lab(transport)).model(name)
+    if not where.startswith(("http://", "https://")):
+        raise InputError(f"a service is an http:// or https:// address, got {where!r}")
+    return ConnectedLab(Lab(HTTPTransport(where, api_key=api_key)))
+
+
+class ConnectedLab:
+    """A service: `models()` lists what it has, `model(name)` gives one."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+
+    def models(self) -> list[str]:
+        """Names of the service's models."""
+        return self._lab.models()
+
+    def model(self, name: str) -> Model:
+        """A model of the service; blocks on it are written as on a local one, and only data travels."""
+        parts = remote_parts(self._lab, name, as_leaf=as_leaf, from_blob=from_blob)
+        text = _text(parts.tokenizer)
+        return Model(Core(parts.backend, text=text, table=parts.table, name=name))
+
+    def __repr__(self) -> str:
+        return f"<service at {self._lab.transport!r}>"
+
+
+def as_leaf(value: Any) -> Constant | None:
+    """A tensor as a constant; None for what is none."""
+    if isinstance(value, torch.Tensor):
+        return TensorConstant(value)
+    return value if isinstance(value, TensorConstant) else None
+
+
+def _text(files: dict[str, bytes]) -> Any:
+    """The tokenizer of a service's model, from its files; nothing of it is run but the library's own code."""
+    if not files:
+        return None
+    import tempfile
+
+    from transformers import AutoTokenizer
+
+    from glassworks.model.text import TokenizerText
+
+    with tempfile.TemporaryDirectory(prefix="glassworks-") as folder:
+        for name, content in files.items():
+            (Path(folder) / Path(name).name).write_bytes(content)
+        return TokenizerText(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))

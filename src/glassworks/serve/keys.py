@@ -1,0 +1,53 @@
+"""Keys: who may ask. A service holds digests only, and compares them in constant time."""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from glassworks.errors import InputError
+
+
+def new_key() -> str:
+    """A key that nobody can guess: 192 random bits."""
+    return f"gw-{secrets.token_urlsafe(24)}"
+
+
+def digest_of(key: str) -> str:
+    """SHA-256 of a key, as a service keeps it."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The digests of the keys that are let in."""
+
+    digests: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.digests:
+            raise InputError("a service needs at least one key; nobody could use it")
+        for digest in self.digests:
+            if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+                raise InputError("a key's digest must be 64 hexadecimal digits (see glassworks keys)")
+
+    @classmethod
+    def of(cls, keys: Iterable[str]) -> "Keys":
+        return cls(tuple(digest_of(key) for key in keys))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Keys":
+        """Read a file of digests, one a line. Raises InputError, OSError."""
+        return cls(tuple(Path(path).read_text().split()))
+
+    def save(self, path: str | Path) -> None:
+        """Write a file that `load` reads."""
+        Path(path).write_text("\n".join(self.digests) + "\n")
+
+    def know(self, key: str) -> bool:
+        """Whether a key is let in; every digest is compared, whichever matches."""
+        given = digest_of(key)
+        matches = [hmac.compare_digest(given, digest) for digest in self.digests]
+        return any(matches)

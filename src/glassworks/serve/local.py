@@ -1,0 +1,38 @@
+"""A service around a backend of this process: what `gw.connect(model)` is made of."""
+
+from collections.abc import Mapping
+
+from glassworks.client.backend import keep_blob
+from glassworks.client.inprocess import InProcessTransport
+from glassworks.graph import messages, tree
+from glassworks.graph.backend import Backend
+from glassworks.graph.check import Limits
+from glassworks.serve.host import ModelHost
+from glassworks.serve.service import Service
+
+
+def in_process(
+    name: str,
+    backend: Backend,
+    *,
+    tokenizer: Mapping[str, bytes],
+    limits: Limits | None = None,
+    as_leaf: tree.AsLeaf = tree.own_leaf,
+    from_blob: messages.FromBlob = keep_blob,
+) -> InProcessTransport:
+    """A transport to a service that has one model: through the codec, the checks and the limits, without a
+    network.
+
+    Args:
+        name: of the model in the service.
+        backend: runs the experiments.
+        tokenizer: files by name (see `tokenizer_files`).
+        limits: what one request may ask for.
+        as_leaf: a tensor of the backend's as a constant.
+        from_blob: bytes as a tensor of the backend's.
+    """
+    limits = limits or Limits()
+    host = ModelHost(
+        backend, tokenizer=tokenizer, result_bytes=limits.result_bytes, as_leaf=as_leaf, from_blob=from_blob
+    )
+    return InProcessTransport(Service({name: InProcessTransport(host.handle)}, limits=limits).handle)

@@ -1,0 +1,251 @@
+"""A whole service from one process: starts the worker and the web process, watches both, stops both.
+
+The address is bound here, so that a port of 0 is known before anything starts and a restarted web process
+keeps it. A child that ends is started again, after a pause that grows while it keeps ending. Both children
+end with this process, however it ends (see `lifeline`).
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from glassworks.client.http import HTTPTransport
+from glassworks.errors import InputError, ModelError, RemoteError
+from glassworks.graph.check import Limits
+from glassworks.serve.keys import Keys, new_key
+
+WORKER = (sys.executable, "-m", "glassworks.serve.worker")
+_WEB = (sys.executable, "-m", "glassworks.serve.web")
+_POLL_S = 0.1
+_STOP_S = 10.0
+_PAUSES_S = (0.5, 30.0)
+_SETTLED_S = 60.0
+
+
+@dataclass(kw_only=True)
+class _Child:
+    """A process that should be running."""
+
+    name: str
+    command: Sequence[str]
+    fds: Sequence[int]
+    process: subprocess.Popen[bytes] = field(init=False)
+    started: float = 0.0
+    pause_s: float = _PAUSES_S[0]
+
+    def start(self) -> None:
+        # A session of its own: a Ctrl-C is the supervisor's, which stops the children in order.
+        self.process = subprocess.Popen(
+            self.command, stdin=subprocess.DEVNULL, pass_fds=tuple(self.fds), start_new_session=True
+        )
+        self.started = time.monotonic()
+
+    def stop(self) -> None:
+        if self.process.poll() is not None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """A service that is up.
+
+    Attributes:
+        url: where it answers.
+        key: one that it knows.
+        children: the worker and the web process.
+    """
+
+    url: str
+    key: str
+    children: tuple[_Child, _Child]
+
+    @property
+    def worker(self) -> int:
+        """Its process id now: a child that ended gets another."""
+        return self.children[0].process.pid
+
+    @property
+    def web(self) -> int:
+        """Its process id now."""
+        return self.children[1].process.pid
+
+
+@contextmanager
+def running_service(
+    model: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    keys: Sequence[str] = (),
+    limits: Limits | None = None,
+    worker_command: Sequence[str] = WORKER,
+    start_timeout_s: float = 600.0,
+) -> Iterator[Running]:
+    """A service for one model, for as long as the block lasts.
+
+    Args:
+        model: what `gw.load` takes.
+        host: address to listen on.
+        port: 0 for any that is free.
+        keys: who is let in; without any, one is made.
+        limits: what one request may ask for.
+        worker_command: what starts a worker, before the worker's options: for a launcher, or another
+            interpreter.
+        start_timeout_s: how long the model may take to load.
+
+    Raises:
+        InputError: the address cannot be had.
+        ModelError: the worker ended before it was ready; its output says why.
+    """
+    limits = limits or Limits()
+    keys = tuple(keys) or (new_key(),)
+    with ExitStack() as stack:  # undone in reverse: the watcher first, then the web process, then the worker
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="glassworks-"))
+        listening = stack.enter_context(_bound(host, port))
+        Keys.of(keys).save(Path(folder) / "keys")
+        lifeline, kept = os.pipe()
+        for end in (lifeline, kept):
+            stack.callback(os.close, end)
+        children = _children(model, folder, limits, worker_command, lifeline, listening.fileno())
+        for child in children:
+            child.start()
+            stack.callback(child.stop)
+        url = _url(host, listening.getsockname()[1])
+        _wait_until_healthy(url, model, children, start_timeout_s)
+        stopping = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(children, stopping), name="glassworks-watch", daemon=True)
+        watcher.start()
+        stack.callback(watcher.join)
+        stack.callback(stopping.set)
+        yield Running(url=url, key=keys[0], children=children)
+
+
+class _Stop(BaseException):
+    """A signal came."""
+
+
+def serve(
+    model: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    keys: Sequence[str] = (),
+    limits: Limits | None = None,
+    worker_command: Sequence[str] = WORKER,
+    on_ready: Callable[[Running], None] = lambda running: None,
+) -> None:
+    """Serve a model until SIGINT or SIGTERM; for the main thread. `on_ready` is called once it answers.
+
+    Raises: as `running_service`.
+    """
+
+    def stop(number: int, frame: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise _Stop
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before:
+            signal.signal(number, stop)
+        with running_service(
+            model, host=host, port=port, keys=keys, limits=limits, worker_command=worker_command
+        ) as running:
+            on_ready(running)
+            threading.Event().wait()
+    except _Stop:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _children(
+    model: str, folder: str, limits: Limits, worker_command: Sequence[str], lifeline: int, listening: int
+) -> tuple[_Child, _Child]:
+    path = str(Path(folder) / "worker.sock")
+    alive = ["--while-open", str(lifeline)]
+    worker = ["--model", model, "--socket", path, "--result-bytes", str(limits.result_bytes), *alive]
+    web = [
+        "--model",
+        model,
+        path,
+        "--keys",
+        str(Path(folder) / "keys"),
+        "--limits",
+        json.dumps(asdict(limits)),
+        *alive,
+    ]
+    return (
+        _Child(name="worker", command=[*worker_command, *worker], fds=[lifeline]),
+        _Child(name="web process", command=[*_WEB, *web, "--fd", str(listening)], fds=[lifeline, listening]),
+    )
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {host}:{port}: {error}; choose another port, or 0 for any free one"
+        ) from None
+
+
+def _url(host: str, port: int) -> str:
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reached}]:{port}" if ":" in reached else f"http://{reached}:{port}"
+
+
+def _wait_until_healthy(url: str, model: str, children: Sequence[_Child], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    with HTTPTransport(url, timeout_s=5.0, connect_timeout_s=1.0) as transport:
+        while time.monotonic() < deadline:
+            for child in children:
+                code = child.process.poll()
+                if code is not None:
+                    raise ModelError(
+                        f"the {child.name} for {model!r} ended with code {code} before it was ready; its "
+                        "output says why"
+                    )
+            if _is_healthy(transport):
+                return
+            time.sleep(_POLL_S)
+    raise ModelError(f"{model!r} was not ready within {timeout_s} s; give a larger start_timeout_s")
+
+
+def _is_healthy(transport: HTTPTransport) -> bool:
+    try:
+        return transport.request("GET", "/healthz")[0] == 200
+    except RemoteError:
+        return False
+
+
+def _watch(children: Sequence[_Child], stopping: threading.Event) -> None:
+    """Start again what ended."""
+    while not stopping.wait(_POLL_S):
+        for child in children:
+            if child.process.poll() is None:
+                if time.monotonic() - child.started > _SETTLED_S:
+                    child.pause_s = _PAUSES_S[0]
+                continue
+            if stopping.wait(child.pause_s):
+                return
+            child.pause_s = min(2 * child.pause_s, _PAUSES_S[1])
+            child.start()

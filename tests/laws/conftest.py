@@ -1,0 +1,52 @@
+"""`runtime` goes over every family on every runtime; those that start a service for a rarer family are slow."""
+
+from collections.abc import Iterator
+
+import pytest
+from families import FAMILIES
+from laws.runtimes import KINDS, Runtime, Services
+from laws.runtimes import runtime as make_runtime
+
+SERVED = ("gpt2", "t5")
+
+
+def pairs(kinds: tuple[str, ...]) -> list[object]:
+    return [
+        pytest.param(
+            (family, kind),
+            id=f"{family}-{kind}",
+            marks=[pytest.mark.slow] if kind == "http" and family not in SERVED else [],
+        )
+        for family in FAMILIES
+        for kind in kinds
+    ]
+
+
+@pytest.fixture(scope="session")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    found = Services(lambda family: tmp_path_factory.mktemp(family))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session", params=pairs(tuple(KINDS)))
+def runtime(request: pytest.FixtureRequest, services: Services) -> Runtime:
+    return make_runtime(*request.param, services)
+
+
+@pytest.fixture(scope="session", params=pairs(tuple(kind for kind in KINDS if kind != "eager")))
+def elsewhere(request: pytest.FixtureRequest, services: Services) -> Runtime:
+    return make_runtime(*request.param, services)
+
+
+@pytest.fixture(scope="session", params=list(FAMILIES))
+def here(request: pytest.FixtureRequest, services: Services) -> Runtime:
+    return make_runtime(request.param, "eager", services)
+
+
+@pytest.fixture
+def differentiable(runtime: Runtime) -> Runtime:
+    """The runtimes that take gradients."""
+    if not runtime.takes_gradients:
+        pytest.skip("this runtime is forward only")
+    return runtime

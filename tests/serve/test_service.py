@@ -1,0 +1,237 @@
+"""The handlers of a service without a network: answers, statuses, and what never reaches the model."""
+
+import json
+from typing import Any
+
+import pytest
+
+from glassworks.client import InProcessTransport, Lab, RemoteBackend, remote_parts
+from glassworks.errors import GraphError, LimitExceeded, ModelError, RemoteError, UnknownSite, WireError
+from glassworks.graph import messages, sites
+from glassworks.graph.backend import Experiment, Generation, Inputs, Rows
+from glassworks.graph.graph import Graph
+from glassworks.graph.nodes import ALL_ROWS, Node, Ref
+from glassworks.serve.host import ModelHost, tokenizer_files
+from glassworks.serve.local import in_process
+from glassworks.serve.service import Service
+
+
+@pytest.fixture
+def backend(fake: Any) -> Any:
+    return fake.FakeBackend()
+
+
+@pytest.fixture
+def service(fake: Any, backend: Any) -> Service:
+    host = ModelHost(backend, tokenizer={"tokenizer.json": b"{}"}, result_bytes=fake.LIMITS.result_bytes)
+    hosts = {"small": InProcessTransport(host.handle), "org/small": InProcessTransport(host.handle)}
+    return Service(hosts, limits=fake.LIMITS)
+
+
+def post(service: Service, *experiments: Experiment, name: str = "small") -> tuple[int, Any]:
+    """The status, and the results or the error."""
+    status, body = service.run(name, messages.encode_request(name, experiments))
+    return status, messages.decode_results(body) if status == 200 else messages.decode_error(body)
+
+
+def test_a_run_gives_its_saves(service: Service, experiment: Any) -> None:
+    status, [result] = post(service, experiment())
+    assert status == 200
+    assert result["s"].shape == (1, 3, 8)
+    assert result.forwards == 1
+
+
+def test_what_is_checked_is_what_runs(fake: Any, experiment: Any) -> None:
+    sent = []
+
+    def handle(method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+        sent.append(body)
+        return 200, json.dumps(sites.to_json(fake.table())).encode() if path == "/sites" else b"answer"
+
+    body = messages.encode_request("small", [experiment()])
+    assert Service({"small": InProcessTransport(handle)}, limits=fake.LIMITS).run("small", body) == (200, b"answer")
+    assert sent[-1] is body
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "message", "change"),
+    [
+        (422, LimitExceeded, "nodes: 121 asked for, 100 allowed", {"calls": [("sum",)] * 119}),
+        (422, LimitExceeded, "tokens_per_row .*: 700 asked for, 600 allowed", {"tokens": 700}),
+        (422, GraphError, "at work.py:11", {"calls": [("system",)]}),
+        (422, LimitExceeded, "at least 16000 bytes, 10000 are allowed", {"tokens": 500}),
+        (422, ZeroDivisionError, "division by zero", {"calls": [("div", 0)]}),
+        (422, RemoteError, "Odd: no such thing", {"calls": [("exp",)]}),
+    ],
+)
+def test_refusals(service: Service, experiment: Any, status: int, kind: type, message: str, change: Any) -> None:
+    calls = change.pop("calls", [])
+    answered, error = post(service, experiment(*calls, **change))
+    assert answered == status
+    with pytest.raises(kind, match=message):
+        raise error
+
+
+def test_what_is_refused_never_reaches_the_model(service: Service, backend: Any, experiment: Any) -> None:
+    post(service, experiment(("system",)))
+    post(service, experiment(tokens=601))
+    service.run("small", b"not a message")
+    assert backend.ran == 0
+
+
+def test_the_line_of_an_error_travels(service: Service, experiment: Any) -> None:
+    _, error = post(service, experiment(("div", 0)))
+    assert error.__notes__ == ["  at work.py:11"]
+
+
+@pytest.mark.parametrize("body", [b"", b"x" * 100, b"\x80\x04\x95pickle"])
+def test_bytes_that_are_no_message_are_400(service: Service, body: bytes) -> None:
+    status, answer = service.run("small", body)
+    assert status == 400
+    assert type(messages.decode_error(answer)) is WireError
+
+
+def test_a_message_for_another_model_is_400(service: Service, experiment: Any) -> None:
+    status, answer = service.run("small", messages.encode_request("large", [experiment()]))
+    assert status == 400
+    assert "'large' and was sent to 'small'" in str(messages.decode_error(answer))
+
+
+def test_an_unknown_model_is_404_and_names_those_there_are(service: Service, experiment: Any) -> None:
+    status, error = post(service, experiment(), name="large")
+    assert status == 404
+    assert type(error) is ModelError
+    assert "no model 'large'; it has: small, org/small" in str(error)
+
+
+def test_a_body_over_the_limit_is_413_with_both_figures(service: Service) -> None:
+    status, answer = service.run("small", bytes(2**20 + 1))
+    assert status == 413
+    with pytest.raises(LimitExceeded, match="1048577 bytes or more, 1048576 allowed"):
+        raise messages.decode_error(answer)
+
+
+def test_a_worker_that_is_not_there_is_503(fake: Any, experiment: Any) -> None:
+    def handle(method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+        raise RemoteError("no service answers at /private/worker.sock")
+
+    service = Service({"small": InProcessTransport(handle)}, limits=fake.LIMITS)
+    status, error = post(service, experiment())
+    assert status == 503
+    assert "the worker that holds 'small' is not there" in str(error)
+    assert "private" not in str(error)
+    assert service.health()[0] == 503
+
+
+def test_a_fault_of_the_service_is_500_without_its_insides(fake: Any, experiment: Any) -> None:
+    def handle(method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+        raise OSError("/secret/path")
+
+    status, error = post(Service({"small": InProcessTransport(handle)}, limits=fake.LIMITS), experiment())
+    assert status == 500
+    assert "secret" not in str(error)
+
+
+def test_paths(service: Service, experiment: Any) -> None:
+    assert service.handle("GET", "/healthz")[0] == 200
+    assert json.loads(service.handle("GET", "/v1/models")[1]) == {"models": [{"name": "small"}, {"name": "org/small"}]}
+    body = messages.encode_request("org/small", [experiment()])
+    assert service.handle("POST", "/v1/models/org/small/run", body)[0] == 200
+    for method, path in [
+        ("GET", "/"),
+        ("POST", "/v1/models"),
+        ("GET", "/v1/models/small/run"),
+        ("PUT", "/v1/models/small/sites"),
+    ]:
+        assert service.handle(method, path)[0] == 404
+
+
+# Through the client, in this process.
+
+
+def test_remote_parts(fake: Any, service: Service) -> None:
+    lab = Lab(InProcessTransport(service.handle))
+    assert lab.models() == ["small", "org/small"]
+    parts = remote_parts(lab, "org/small")
+    assert parts.table == fake.table()
+    assert parts.tokenizer == {"tokenizer.json": b"{}"}
+    with pytest.raises(ModelError, match="has: small"):
+        remote_parts(lab, "large")
+
+
+def test_a_remote_backend_raises_what_the_model_raised(fake: Any, experiment: Any) -> None:
+    backend = RemoteBackend(in_process("m", fake.FakeBackend(), tokenizer={}), "m")
+    with pytest.raises(ZeroDivisionError) as caught:
+        backend.run_session([experiment(), experiment(("div", 0))])
+    assert caught.value.__notes__ == ["  at work.py:11"]
+    with pytest.raises(UnknownSite, match="nearest"):
+        backend.run(Graph((Node("read", "a.outputs", (), (), (), 0, None),)), Inputs((Rows(ids=((1,),)),)))
+
+
+def test_a_session_hands_values_on(fake: Any, experiment: Any) -> None:
+    backend = RemoteBackend(in_process("m", fake.FakeBackend(), tokenizer={}), "m")
+    nodes = (Node("input", "x", (), (), (), ALL_ROWS, None), Node("save", "y", (Ref(0),), (), (0,), ALL_ROWS, None))
+    second = Experiment(Graph(nodes), Inputs((Rows(ids=((1,),)),)), Generation(2), {"x": (0, "s")})
+    first, last = backend.run_session([experiment(), second])
+    assert last["y"] == first["s"]
+    assert last.forwards == 2
+    assert last.alive == [[[True], [True]]]
+    assert backend.run_session([]) == []
+
+
+def test_the_callers_tensors_are_converted_on_both_sides(fake: Any) -> None:
+    class Tensor:
+        def __init__(self, blob: Any) -> None:
+            self.own = blob
+
+    def as_leaf(value: Any) -> Any:
+        return value.own if isinstance(value, Tensor) else None
+
+    class Doubles(fake.FakeBackend):
+        def run(self, graph: Graph, inputs: Inputs, generation: Any = None) -> Any:
+            assert isinstance(inputs.named["x"], Tensor)
+            return super().run(graph, inputs, generation)
+
+    transport = in_process("m", Doubles(), tokenizer={}, as_leaf=as_leaf, from_blob=Tensor)
+    backend = RemoteBackend(transport, "m", as_leaf=as_leaf, from_blob=Tensor)
+    nodes = (Node("input", "x", (), (), (), ALL_ROWS, None), Node("save", "y", (Ref(0),), (), (0,), ALL_ROWS, None))
+    given = Inputs((Rows(ids=((1,),)),), named={"x": Tensor(fake.zeros(2))})
+    assert backend.run(Graph(nodes), given)["y"].own == fake.zeros(2)
+
+
+def test_a_plain_module_has_its_sites_for_the_inputs_given(fake: Any) -> None:
+    own = fake.FakeBackend(plain=True)
+    backend = RemoteBackend(in_process("m", own, tokenizer={}), "m")
+    inputs = Inputs((Rows(args=(fake.zeros(1, 5, 8),)),))
+    again = Inputs((Rows(args=(fake.Blob("float32", (1, 5, 8), bytes(160)),)),))
+    assert backend.sites(inputs)["a.output"].axes == (1, 5, 8)
+    asked = len(own.asked)
+    assert backend.sites(again)["a.output"].axes == (1, 5, 8)
+    assert len(own.asked) == asked
+    graph = Graph(
+        (Node("read", "a.output", (), (), (), 0, None), Node("save", "s", (Ref(0),), (), (0,), ALL_ROWS, None))
+    )
+    assert backend.run(graph, inputs)["s"].shape == (1, 1, 8)
+
+
+def test_what_a_scan_raises_is_raised_here(fake: Any) -> None:
+    class Broken(fake.FakeBackend):
+        def sites(self, inputs: Inputs | None = None) -> Any:
+            raise ModelError("this family calls .item() in its forward")
+
+    with pytest.raises(ModelError, match=r"calls \.item"):
+        RemoteBackend(in_process("m", Broken(), tokenizer={}), "m").sites()
+
+
+def test_tokenizer_files_are_those_that_are_data() -> None:
+    class Tokenizer:
+        def save_pretrained(self, folder: str) -> None:
+            for name in ("tokenizer.json", "run.py", "chat_template.jinja"):
+                with open(f"{folder}/{name}", "w") as file:
+                    file.write(name)
+
+    assert tokenizer_files(Tokenizer()) == {
+        "chat_template.jinja": b"chat_template.jinja",
+        "tokenizer.json": b"tokenizer.json",
+    }
+    assert tokenizer_files(None) == {}
