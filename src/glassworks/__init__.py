@@ -55,7 +55,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "GlassworksError", "Graph", "GraphError", "InputError", "LimitExceeded", "Model", "ModelError", "NotSaved", "OrderError",
+    "GlassworksError", "Graph", "GraphError", "InputError", "LimitExceeded", "Model", "ModelError", "NotSaved",
+    "OrderError",
     "RemoteError", "ScopeError", "Unauthorized", "UnknownOperation", "UnknownSite", "Value", "WireError", "WriteError",
     "connect", "input", "load", "operations", "values", "wrap",
 ]  # fmt: skip

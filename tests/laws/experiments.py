@@ -256,7 +256,8 @@ def record(model: Any, experiment: Experiment, known: dict[int, Any], prefix: st
             case "skip":
                 _layer(model, step.site).skip(given[0])
             case "save":
-                saved[number] = given[0].save(f"{prefix}line {number}")
+                own = given[0][...] if any(given[0] is other for other in saved.values()) else given[0]
+                saved[number] = own.save(f"{prefix}line {number}")
     return saved
 
 

@@ -35,7 +35,8 @@ class Map:
 
 def names_of(runtime: Runtime) -> list[str]:
     """The standard sites that hold activations."""
-    return [name for name in runtime.model.table.standard_names if "[" not in name]
+    table = runtime.model.table
+    return [name for name in table.standard_names if "[" not in name and table[name].dtype == "float32"]
 
 
 @cache

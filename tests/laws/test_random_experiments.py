@@ -14,7 +14,7 @@ import glassworks as gw
 
 FEW = settings(
     max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck),
-    phases=(Phase.generate, Phase.shrink),
+    phases=(Phase.generate,),
 )  # fmt: skip
 MANY = settings(
     max_examples=400, deadline=None, database=None, suppress_health_check=list(HealthCheck),

@@ -51,7 +51,7 @@ UNARY: dict[str, Callable[[Any], Any]] = {
     "cut": lambda x: x[..., 4:20],
     "picked": lambda x: x[..., COLUMNS],
     "mean": lambda x: x.mean(1, keepdim=True),
-    "spread": lambda x: x.std(dim=-1, keepdim=True),
+    "spread": lambda x: x.std(dim=-1, correction=0, keepdim=True),
     "largest": lambda x: x.max(dim=-1, keepdim=True).values,
     "transposed": lambda x: F.gelu(x.transpose(1, 2)).transpose(-1, -2),
     "swapped": _swapped,

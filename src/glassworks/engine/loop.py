@@ -1,7 +1,7 @@
 """The one generation loop: padded rows, transformers' cache, one forward a step.
 
-Step 0 reads the prompt (of an encoder-decoder: the encoder's prompt and the start token), step k the k-th new token. The
-loop knows nothing of graphs: interpreters see the sites of each step as it is performed.
+Step 0 reads the prompt (of an encoder-decoder: the encoder's prompt and the start token), step k the k-th new token.
+The loop knows nothing of graphs: interpreters see the sites of each step as it is performed.
 """
 
 from collections.abc import Mapping, Sequence

@@ -333,7 +333,8 @@ class _Placer:
         if elsewhere or self.event_of[value] > self.event_of[backward]:
             raise GraphError(
                 f"a gradient reaches only values of the pass that computed the loss: this value belongs to another "
-                f"forward pass, comes after the loss, or to no pass\n  value at {self.graph.where(value)}\n  loss at  {self.graph.where(backward)}"
+                f"forward pass, comes after the loss, or to no pass\n"
+                f"  value at {self.graph.where(value)}\n  loss at  {self.graph.where(backward)}"
             )
 
     # The forwards.

@@ -157,7 +157,7 @@ class SiteTable:
 
 def _is_standard(name: str, table: SiteTable) -> bool:
     module = name.rpartition(".")[0]
-    return name == "logits" or module in table.modules
+    return name in ("ids", "logits") or (module in table.modules and ".inputs[" not in name)
 
 
 def to_json(table: SiteTable) -> dict[str, Any]:

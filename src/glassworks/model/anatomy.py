@@ -138,6 +138,8 @@ def _name_ends(names: _Names, module: nn.Module, passage: Passage, stacks: Mappi
         else:
             names.modules[f"{prefix}embed"] = embed.path
             names.add(f"{prefix}embed.output", passage.stream(embed.end, stack.tokens))
+            if name != "encoder":
+                names.add("ids", passage.table.sites.get(f"{embed.path}.input"))
         _name_norm(names, prefix, passage, stack, find_norm(passage, stack))
         since = stack.blocks[-1].span.end
     head = _path_of(module, _called(module, "get_output_embeddings"))

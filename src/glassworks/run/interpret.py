@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from glassworks.graph.nodes import Dtype, Ref, replace_refs
+from glassworks.graph.nodes import ALL_ROWS, Dtype, Ref, replace_refs
 from glassworks.graph.operations import OPERATIONS
 from glassworks.graph.place import Forward
 from glassworks.graph.sites import SiteTable
@@ -299,8 +299,8 @@ class Interpreter:
     def _rows_of(self, n: int) -> Sequence[int]:
         """Numbers, in the experiment, of the rows that a node concerns."""
         numbers: list[int] = []
-        for invoke in sorted(self._invokes(n)) or [None]:
-            slot = self.slots.get(-1 if invoke is None else invoke)
+        for invoke in sorted(self._invokes(n)) or [ALL_ROWS]:
+            slot = self.slots.get(invoke)
             if slot is not None:
                 numbers += self.rows[slot.start : slot.start + slot.count]
         return numbers
@@ -344,8 +344,8 @@ def _updated(base: torch.Tensor, views: Sequence[Any], value: torch.Tensor) -> t
         part = part[which[0]] if which else part
         if part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
             raise ValueError(
-                f"writing through {name} is not possible here: it gives a copy, not a view. Write the whole site instead: "
-                "site[:] = value"
+                f"writing through {name} is not possible here: it gives a copy, not a view. Write the whole site "
+                "instead: site[:] = value"
             )
     part.copy_(value)
     return whole

@@ -98,7 +98,7 @@ class Leaf:
         """Labels of the unfolded tensor's axes."""
         if self.site.unfold:
             return self.site.axes
-        return tuple(part for axis in self.site.axes for part in FOLDED.get(axis, (axis,)))  # type: ignore[call-overload]
+        return tuple(part for axis in self.site.axes for part in FOLDED.get(str(axis), (axis,)))
 
     def _is_folded(self) -> bool:
         return self.site.unfold or any(axis in FOLDED for axis in self.site.axes)

@@ -10,7 +10,7 @@ def stage_cache(module: Any, first_layer: int, *, encoder_decoder: bool) -> Any:
     """
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
-    class StageCache(DynamicCache):
+    class StageCache(DynamicCache):  # type: ignore[misc]
         def get_seq_length(self, layer_idx: int = 0, *args: Any, **kwargs: Any) -> int:
             return int(super().get_seq_length(max(layer_idx, first_layer), *args, **kwargs))
 

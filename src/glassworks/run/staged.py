@@ -1,8 +1,8 @@
 """A pipeline of two stages in this process: what proves that the runtime seam does not assume one forward pass.
 
-Each stage runs the model's own forward. The first ends where the second begins; the second passes over everything before
-that border and takes what a message brings instead. A graph has one frame a stage: values that a node of the other
-stage needs cross as explicit messages. Forward only: gradients would have to cross back.
+Each stage runs the model's own forward. The first ends where the second begins; the second passes over everything
+before that border and takes what a message brings instead. A graph has one frame a stage: values that a node of the
+other stage needs cross as explicit messages. Forward only: gradients would have to cross back.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -80,10 +80,10 @@ class StagedRuntime:
         if any(interpreter.forward.has_backward for interpreter in interpreters):
             raise ModelError("a pipeline of two stages takes no gradients; load the model in one")
         lasts = [interpreter.last for interpreter in interpreters]
-        complete = None in lasts
+        ends_below = all(last is not None and last <= self.border for last in lasts)
         first = [self._part(interpreter, upper=False) for interpreter in interpreters]
         message = self._first(args, inputs, interpreters, first, cache)
-        if not complete and max(lasts, default=-1) <= self.border:  # type: ignore[type-var]
+        if ends_below:
             self._gather(interpreters, first)
             return None
         second = [self._part(interpreter, upper=True) for interpreter in interpreters]
@@ -204,7 +204,7 @@ class _FirstHalf(Watch):
         self._border = border
         table = interpreters[0].table
         self._border_path = table.events[border].path
-        self.visits = {**dict.fromkeys(keep, []), **self.visits}
+        self.visits = {**{path: [] for path in keep}, **self.visits}
         self.last = None if self.last is None or self.last > border else self.last
 
     def visit(self, path: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -222,12 +222,11 @@ class _SecondHalf(Watch):
     def __init__(self, owner: Any, interpreters: Sequence[Interpreter], *, message: Message, last_layer: str) -> None:
         super().__init__(owner, interpreters)
         self._message, self._last_layer = message, last_layer
-        self._passed = [
-            path for path in interpreters[0].table.layers.get("decoder", ()) or interpreters[0].table.layers.get("", ())
-        ]
-        self._passed = self._passed[: self._passed.index(last_layer) + 1]
+        table = interpreters[0].table
+        stack = table.layers["decoder" if table.encoder_decoder else ""]
+        self._passed = stack[: stack.index(last_layer) + 1]
         extra = [path for path in message.outputs if path != last_layer]
-        self.visits = {**dict.fromkeys([*self._passed, *extra], []), **self.visits}
+        self.visits = {**{path: [] for path in (*self._passed, *extra)}, **self.visits}
 
     def visit(self, path: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if path in self._passed:

@@ -1,4 +1,4 @@
-"""The one place where the names of operations meet torch: which callable performs a name, and which name a callable has.
+"""The one place where the names of operations meet torch: what performs a name, and which name a callable has.
 
 `bound(name)` is what runs. `name_of(callable)` folds the spellings of one operation together, so that a graph does not
 depend on how its author likes to write. Functions of `torch.nn.functional` win over those of `torch` where both exist
@@ -32,6 +32,12 @@ _SPELLINGS = {
     "setitem": "__setitem__", "trapezoid": "trapz", "vstack": "row_stack", "sgn": "", "linalg.vecdot": "linalg.vecdot",
     "matrix_power": "", "outer": "ger", "linalg.inv": "inverse", "special.expit": "", "det": "", "positive": "__pos__",
 }  # fmt: skip
+
+_AUGMENTED = {
+    "truediv": "div", "floordiv": "floor_divide", "mod": "remainder", "and": "bitwise_and", "or": "bitwise_or",
+    "xor": "bitwise_xor", "lshift": "bitwise_left_shift", "rshift": "bitwise_right_shift",
+}  # fmt: skip
+"""Augmented assignments whose operation has another name."""
 
 _OWN_MEANING = {"unfold": F.unfold}
 """Functions that share a name with an operation and do something else."""
@@ -127,10 +133,8 @@ def _names() -> dict[Any, str]:
         "matmul",
     ]:
         method = getattr(torch.Tensor, f"__i{short}__", None)
-        base = {"truediv": "div", "floordiv": "floor_divide", "mod": "remainder", "and": "bitwise_and", "or": "bitwise_or",
-                "xor": "bitwise_xor", "lshift": "bitwise_left_shift", "rshift": "bitwise_right_shift"}.get(short, short)  # fmt: skip
         if method is not None:
-            names[_key(method)] = base + "_"
+            names[_key(method)] = _AUGMENTED.get(short, short) + "_"
     names[_key(torch.Tensor.__setitem__)] = "setitem_"
     return names
 

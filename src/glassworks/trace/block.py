@@ -4,6 +4,7 @@ One class serves them all: a block collects rows and nodes, and when it ends wit
 backend and the results to the saved Values. Nothing runs before that, and nothing at all if nothing was saved.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import get_ident
@@ -17,6 +18,7 @@ from glassworks.graph.graph import Graph
 from glassworks.graph.nodes import ALL_ROWS, Line, Node, Ref, Steps
 from glassworks.graph.place import effects
 from glassworks.trace.cache import Cache
+from glassworks.trace.einops_backend import register_with_einops
 from glassworks.trace.parts import Core, Part
 from glassworks.trace.positions import Positions
 from glassworks.trace.prompts import rows_of
@@ -77,6 +79,8 @@ class Block:
         recorder.partner = core.sessions.get(thread)
         recorder.shape_of = Shapes(recorder, self._sizes)
         self._recorder = core.blocks[thread] = recorder
+        if "einops" in sys.modules:
+            register_with_einops()
         _OPEN.setdefault(thread, []).append(recorder)
         return self
 
@@ -111,7 +115,6 @@ class Block:
         return recorder
 
     def _run(self) -> None:
-        recorder = self._own()
         if next(effects(self.graph), None) is None:
             return
         graph = self.graph
@@ -220,7 +223,7 @@ class Block:
             return {"batch": None, "seq": None, "source": None}
         own = self._rows if invoke == ALL_ROWS else [self._rows[invoke]]
         longest = max((len(row) for rows in own for row in rows.ids), default=1)
-        seq = _decoder_length(own) if table.encoder_decoder else longest
+        seq: int | None = _decoder_length(own) if table.encoder_decoder else longest
         if self._generation is not None and steps != (0, 1):
             seq = 1 if steps is not None and steps[0] > 0 else (1 if table.encoder_decoder and seq == 1 else None)
         return {"batch": sum(len(rows.ids) for rows in own), "seq": seq, "source": longest}
@@ -229,20 +232,13 @@ class Block:
 
     @property
     def steps(self) -> "StepIndex":
-        """`with t.steps[a:b]:` scopes its body to those steps, `t.steps[k]` to one; `for step in t.steps[a:b]:` unrolls."""
+        """`with t.steps[a:b]:` scopes its body to those steps, `t.steps[k]` to one; a loop over it unrolls."""
         return StepIndex(self)
 
     @property
     def prompt(self) -> "StepScope":
         """`t.steps[0]`: the forward over the prompt."""
         return StepScope(self, (0, 1), True)
-
-    @property
-    def ids(self) -> Any:
-        """Token ids of the prompt: int64 `[batch, seq]`, padded at the left with 0."""
-        rows = self._rows[self._here()].ids
-        width = max(len(row) for row in rows)
-        return torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
 
     # Gradients, results, caches.
 
@@ -308,7 +304,7 @@ class Block:
         """Keep the final values of many sites, by name; after the block it is a mapping to tensors.
 
         Args:
-            sites: a pattern, or several; `*` stands for anything.
+            sites: a pattern, or several; `*` stands for one part of a name, `**` for any number.
             device: where the values are kept. dtype: their format; None leaves it.
         """
         return Cache(self._open(), sites, device=device, dtype=dtype, line=caller())

@@ -1,7 +1,7 @@
 """`t.cache(...)`: the final values of many sites at once, by name."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ class Cache(Mapping[str, Any]):
         table = recorder.table
         self.names: list[str] = []
         for pattern in patterns:
-            found = [name for name in table.sites if fnmatchcase(name, pattern)]
+            wanted = re.compile(_as_regex(pattern))
+            found = [name for name in table.sites if wanted.fullmatch(name)]
             if not found:
                 raise UnknownSite(f"no site matches {pattern!r}: {table.why_not(pattern)}\n  at {line}")
             self.names += [name for name in sorted(found, key=lambda n: table.sites[n].order) if name not in self.names]
@@ -37,12 +38,9 @@ class Cache(Mapping[str, Any]):
         recorder.invoke, recorder.steps, recorder.single = self._scope
         for name in self.names:
             value = Value(recorder, recorder.read(name, self._line), self._line, name)
-            self._values[name] = value.save(self._save_name(recorder, name))
+            recorder.save(value, None if recorder.is_name(name) else name, None, self._line)
+            self._values[name] = value
         recorder.invoke, recorder.steps, recorder.single = before
-
-    @staticmethod
-    def _save_name(recorder: Recorder, name: str) -> str | None:
-        return None if recorder.is_name(name) else name
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.names:
@@ -61,3 +59,9 @@ class Cache(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"<cache of {len(self.names)} sites: {', '.join(self.names[:4])}{' ...' if len(self.names) > 4 else ''}>"
+
+
+def _as_regex(pattern: str) -> str:
+    """`*` stands for one part of a name, `**` for any number of them."""
+    parts = {"**": ".*", "*": "[^.]*"}
+    return "".join(parts.get(piece, re.escape(piece)) for piece in re.split(r"(\*\*|\*)", pattern))

@@ -6,6 +6,7 @@ be taken off, ragged rows come back as lists, and means count real rows and toke
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,10 @@ from glassworks.graph.sites import SiteTable
 from glassworks.trace.shapes import Shapes
 from glassworks.trace.tensors import TensorConstant, as_tensor
 
-_SIZES = ({"batch": 3, "seq": 7, "source": 11}, {"batch": 4, "seq": 9, "source": 14})
+_SIZES: tuple[Mapping[str, int | None], ...] = (
+    {"batch": 3, "seq": 7, "source": 11},
+    {"batch": 4, "seq": 9, "source": 14},
+)
 _LABELS = {(3, 4): "batch", (7, 9): "seq", (11, 14): "source"}
 
 
@@ -36,7 +40,7 @@ def axes_of_saves(graph: Graph, table: SiteTable) -> dict[str, tuple[Any, ...]]:
     """Save name -> the labels of its axes: `batch`, `seq`, `source`, or a size."""
     constants = tuple(TensorConstant(as_tensor(constant)) for constant in graph.constants)
     source = _Source(graph.nodes, graph.lines, constants, table)
-    pair = [Shapes(source, lambda invoke, steps, own=sizes: own) for sizes in _SIZES]
+    pair = [Shapes(source, partial(_always, sizes)) for sizes in _SIZES]
     found = {}
     for n, node in enumerate(graph.nodes):
         if node.kind == "save":
@@ -45,6 +49,10 @@ def axes_of_saves(graph: Graph, table: SiteTable) -> dict[str, tuple[Any, ...]]:
                 a if a == b else _LABELS.get((a, b), "?") for a, b in zip(first, second, strict=True)
             )
     return found
+
+
+def _always(sizes: Mapping[str, int | None], invoke: int, steps: Any) -> Mapping[str, int | None]:
+    return sizes
 
 
 def run_over(

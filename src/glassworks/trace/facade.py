@@ -37,8 +37,8 @@ class Reply:
 class Model(Part):
     """A model behind a backend.
 
-    Its parts are attributes, standard names first: `model.layers[3].mlp`, `model.transformer.h[0]`; `model["a.b"]` takes
-    any path. `print(model)` lists what it has.
+    Its parts are attributes, standard names first: `model.layers[3].mlp`, `model.transformer.h[0]`; `model["a.b"]`
+    takes any path. `print(model)` lists what it has.
     """
 
     def __init__(self, core: Core) -> None:
@@ -90,7 +90,7 @@ class Model(Part):
         return Session(self._core)
 
     def edit(self) -> "Edit":
-        """`with model.edit() as edited:` makes a model that always runs what the block writes; this one stays as it is."""
+        """`with model.edit() as edited:` makes a model that always runs the block; this one stays as it is."""
         return Edit(self._core)
 
     # Runs.
@@ -211,7 +211,8 @@ class Model(Part):
     def ids(self) -> Any:
         """The token ids that enter this step: int64 `[batch, seq]`."""
         recorder, line = self._core.scoped(), caller()
-        return Value(recorder, recorder.read("ids", line), line)
+        recorder.table["ids"]
+        return Value(recorder, recorder.read("ids", line), line, "ids")
 
     def unembed(self, resid: Any) -> Value:
         """Everything between the last residual `[..., d_model]` and the logits `[..., vocab]`, as a pure function."""

@@ -84,7 +84,7 @@ class Part:
 
     @property
     def output(self) -> Any:
-        """What the module gave: a standard site is one Value, a native one has the structure that the module returned."""
+        """What the module gave: one Value at a standard site; at a native one, the structure that it returned."""
         return self._read("output")
 
     @output.setter

@@ -1,7 +1,7 @@
 """Prompts in all the forms people hold them, as rows of token ids.
 
-A text, a list of texts, ids (`[1, 2]` is one prompt), lists or tensors of ids, a chat (`[{...}]`) or several, and what a
-tokenizer returned (a mapping with `input_ids`). What tokenises is a `Text`, which a backend's owner provides.
+A text, a list of texts, ids (`[1, 2]` is one prompt), lists or tensors of ids, a chat (`[{...}]`) or several, and
+what a tokenizer returned (a mapping with `input_ids`). What tokenises is a `Text`, which a backend's owner provides.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,8 @@ def rows_of(prompt: Any, text: Text | None) -> tuple[tuple[int, ...], ...]:
             return (_encode(prompt, text),)
         return tuple(row for item in prompt for row in rows_of(item, text))
     raise InputError(
-        f"a prompt is a text, token ids, a chat ([{{'role': ..., 'content': ...}}]) or a list of these; got {_spell(prompt)}"
+        "a prompt is a text, token ids, a chat ([{'role': ..., 'content': ...}]) or a list of these; "
+        f"got {_spell(prompt)}"
     )
 
 

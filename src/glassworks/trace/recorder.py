@@ -80,7 +80,8 @@ def caller() -> Line:
         if users is None:
             users = _IS_USERS[file] = not (file.startswith((_HERE, _TORCH)) or "einops" in file)
         if users or frame.f_back is None:
-            return _new(Line, (code, frame.f_lasti))
+            line: Line = _new(Line, (code, frame.f_lasti))
+            return line
         frame = frame.f_back
 
 
@@ -95,8 +96,8 @@ class Recorder:
     """
 
     __slots__ = (
-        "_captured", "_names", "_written", "at_end", "closed", "constants", "invoke", "invokes", "is_edit", "lines", "make", "needs_steps", "nodes", "partner", "saved",
-        "seed", "shape_of", "single", "steps", "table", "waiting",
+        "_captured", "_names", "_written", "at_end", "closed", "constants", "invoke", "invokes", "is_edit", "lines",
+        "make", "needs_steps", "nodes", "partner", "saved", "seed", "shape_of", "single", "steps", "table", "waiting",
     )  # fmt: skip
 
     def __init__(self, table: SiteTable, make: type[Any], prefix: Graph | None = None) -> None:
@@ -292,11 +293,6 @@ class Recorder:
 
 
 _ATTRIBUTES: dict[Any, str] = {
-    torch.Tensor.shape.__get__: "shape",
-    torch.Tensor.dtype.__get__: "dtype",
-    torch.Tensor.ndim.__get__: "ndim",
-    torch.Tensor.device.__get__: "device",
-    torch.Tensor.mT.__get__: "mT",
-    torch.Tensor.T.__get__: "T",
+    getattr(torch.Tensor, name).__get__: name for name in ("shape", "dtype", "ndim", "device", "mT", "T")
 }
 """Attributes of a tensor as torch hands them to `__torch_function__`."""

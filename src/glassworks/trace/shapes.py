@@ -4,16 +4,30 @@ In a generation some axes differ from step to step. They are worked out twice, w
 comes out different is unknown: None.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from glassworks.errors import GraphError
-from glassworks.graph.nodes import Dtype, replace_refs
+from glassworks.graph.nodes import Dtype, Node, replace_refs
 from glassworks.graph.operations import OPERATIONS
+from glassworks.graph.sites import SiteTable
 from glassworks.trace import binding
-from glassworks.trace.recorder import Recorder
+
+
+class Written(Protocol):
+    """Where nodes stand: a recorder, or a stored graph."""
+
+    @property
+    def nodes(self) -> Sequence[Node]: ...
+    @property
+    def lines(self) -> Sequence[Any]: ...
+    @property
+    def constants(self) -> Sequence[Any]: ...
+    @property
+    def table(self) -> SiteTable: ...
+
 
 Sizes = Mapping[str, int | None]
 _STAND_INS = (5, 11)
@@ -32,7 +46,7 @@ class Shapes:
     `sizes_of(invoke, steps)` gives the sizes of batch, seq and source where a site was written; None: it differs.
     """
 
-    def __init__(self, recorder: Recorder, sizes_of: Callable[[int, Any], Sizes]) -> None:
+    def __init__(self, recorder: Written, sizes_of: Callable[[int, Any], Sizes]) -> None:
         self._recorder = recorder
         self._sizes_of = sizes_of
         self._known: tuple[dict[int, Any], dict[int, Any]] = ({}, {})

@@ -1,0 +1,5 @@
+"""`glassworks demo`."""
+
+
+def demo() -> None:
+    """Example: glassworks demo"""

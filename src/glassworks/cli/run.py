@@ -1,0 +1,5 @@
+"""`glassworks run`."""
+
+
+def run() -> None:
+    """Example: glassworks run"""

@@ -1,0 +1,5 @@
+"""`glassworks serve`."""
+
+
+def serve() -> None:
+    """Example: glassworks serve"""

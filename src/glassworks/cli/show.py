@@ -1,0 +1,5 @@
+"""`glassworks show`."""
+
+
+def show() -> None:
+    """Example: glassworks show"""
