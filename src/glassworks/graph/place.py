@@ -8,24 +8,22 @@ pass ends after the last event that it needs. A cycle is the error of using a va
 Knows nothing of tensors. The result depends only on the structure of the graph and on the table, and is kept there.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from glassworks.errors import GraphError, OrderError, ScopeError, UnknownSite
+from glassworks.errors import GraphError, OrderError, ScopeError
 from glassworks.graph.backend import Inputs
+from glassworks.graph.flow import SITES, WRITES, Flow, spell_steps
 from glassworks.graph.graph import Graph
 from glassworks.graph.nodes import ALL_ROWS, Node, Steps
-from glassworks.graph.sites import Site, SiteTable
+from glassworks.graph.sites import SiteTable
 from glassworks.graph.views import base_of
 
 BEFORE = -1
 """The event of what needs no forward pass: constants, inputs, weights, and what follows from them."""
 
-SITES = ("read", "write", "skip")
-WRITES = ("write", "skip")
 _KEPT = 256
-EVERY_STEP: Steps = (0, None)
 
 
 @dataclass(frozen=True)
@@ -109,166 +107,15 @@ def place_inputs(graph: Graph, table: SiteTable, inputs: Inputs, *, generating: 
     return place(graph, table, row_counts=counts, rows=inputs.rows, generating=generating, alone=frozenset(own))
 
 
-def effects(graph: Graph) -> Iterator[int]:
-    """The nodes for whose sake a graph runs: saves, and backwards that train captured tensors."""
-    trained = {n for n, node in enumerate(graph.nodes) if node.kind == "constant" and node.target}
-    backwards = any(node.kind == "backward" for node in graph.nodes) if trained else False
-    for n, node in enumerate(graph.nodes):
-        if trained and backwards and not trained.isdisjoint(node.deps):
-            trained.add(n)
-        if node.kind == "save" or (node.kind == "backward" and n in trained):
-            yield n
-
-
 class _Placer:
     def __init__(self, graph: Graph, table: SiteTable, generating: bool, alone: frozenset[int]) -> None:
         self.graph, self.table, self.generating, self.alone = graph, table, generating, alone
         self.nodes = graph.nodes
-        self.site: dict[int, Site] = {n: self._site(n) for n, node in enumerate(self.nodes) if node.kind in SITES}
-        self.writes = [n for n, node in enumerate(self.nodes) if node.kind in WRITES]
-        self.writes_of: dict[int, list[int]] = {}
-        for w in self.writes:
-            self.writes_of.setdefault(self.nodes[w].invoke, []).append(w)
-        self.steps = self._all_steps()
-        count = len(self.nodes)
-        self.pass_of = [0] * count
-        self.event_of = [BEFORE] * count
-        self.everywhere = [False] * count
-        self._seen: dict[int, tuple[list[int], list[int]]] = {}
-
-    def _site(self, n: int) -> Site:
-        try:
-            return self.table[self.nodes[n].target]
-        except UnknownSite as error:
-            raise UnknownSite(f"{error}\n  at {self.graph.where(n)}") from None
-
-    def _all_steps(self) -> list[Steps | None]:
-        steps: list[Steps | None] = []
-        for n, node in enumerate(self.nodes):
-            if node.kind in SITES:
-                steps.append((node.steps or EVERY_STEP) if self.generating else None)
-            elif node.kind == "backward" and self.generating:
-                raise ScopeError(f"backward needs a trace; a generation takes no gradients\n  at {self.graph.where(n)}")
-            else:
-                steps.append(self._joined(n, [steps[d] for d in node.deps]))
-        return steps
-
-    def _joined(self, n: int, given: Iterable[Steps | None]) -> Steps | None:
-        """The steps of a computation: those of its inputs, aligned."""
-        scopes = [scope for scope in given if scope is not None]
-        many = {scope for scope in scopes if scope[1] != scope[0] + 1}
-        if len(many) > 1:
-            raise ScopeError(
-                f"values of different steps meet: {' and '.join(map(_spell, sorted(many, key=str)))}; "
-                f"unroll with `for step in t.steps[a:b]`, or save each\n  at {self.graph.where(n)}"
-            )
-        single = max((scope for scope in scopes if scope not in many), default=None)
-        if not many:
-            return single
-        scope = many.pop()
-        if single is not None and single[0] > scope[0]:
-            raise ScopeError(
-                f"a value of step {single[0]} does not exist yet at step {scope[0]}\n  at {self.graph.where(n)}"
-            )
-        return scope
-
-    # What is needed, and what must come before what.
-
-    def _upstream(self, n: int) -> tuple[list[int], list[int]]:
-        """Writes whose effect the reader `n` sees, in the same rows.
-
-        The first come before it in its own step, or stand in steps that are over; the second stand later in the forward
-        pass, but are performed in earlier steps of a scope that both share, and reach it through what is cached.
-        """
-        if n not in self._seen:
-            node = self.nodes[n]
-            own = self.writes if node.invoke == ALL_ROWS else self.writes_of.get(node.invoke, [])
-            shared = [] if node.invoke == ALL_ROWS else self.writes_of.get(ALL_ROWS, [])
-            before: list[int] = []
-            earlier: list[int] = []
-            for w in (*own, *shared):
-                if self._comes_before(w, n):
-                    before.append(w)
-                elif self._was_in_an_earlier_step(w, n):
-                    earlier.append(w)
-            self._seen[n] = before, earlier
-        return self._seen[n]
-
-    def _comes_before(self, w: int, n: int) -> bool:
-        mine, its = self.steps[n], self.steps[w]
-        if mine is not None and its is not None:
-            if its[1] is not None and its[1] <= mine[0]:
-                return True
-            if mine[1] is not None and its[0] >= mine[1]:
-                return False
-        event, order = self.site[w].order, self.site[n].order
-        return event < order or (event == order and w < n)
-
-    def _was_in_an_earlier_step(self, w: int, n: int) -> bool:
-        mine, its = self.steps[n], self.steps[w]
-        return mine is not None and its is not None and (mine[1] is None or its[0] < mine[1] - 1)
-
-    def _before(self, n: int) -> list[int]:
-        """Nodes that must have run before `n`."""
-        node = self.nodes[n]
-        if node.kind == "read":
-            return self._upstream(n)[0]
-        if node.kind == "result":
-            return [
-                w for w in self.writes if self.nodes[w].invoke in (node.invoke, ALL_ROWS) or node.invoke == ALL_ROWS
-            ]
-        return list(node.deps)
-
-    def _grad_writes(self, backward: int) -> list[int]:
-        return [n for n, node in enumerate(self.nodes) if node.kind == "grad_write" and node.deps[1] == backward]
-
-    def _order(self) -> list[int]:
-        """Needed nodes, each after what must come before it."""
-        ordered: list[int] = []
-        state = [0] * len(self.nodes)
-        roots = list(effects(self.graph))
-        while roots:
-            start = len(ordered)
-            for root in roots:
-                self._visit(root, state, ordered)
-            roots = [w for n in ordered[start:] for w in self._also(n)]
-        return ordered
-
-    def _also(self, n: int) -> list[int]:
-        """What `n` needs without having to wait for it."""
-        kind = self.nodes[n].kind
-        return self._grad_writes(n) if kind == "backward" else self._upstream(n)[1] if kind == "read" else []
-
-    def _visit(self, root: int, state: list[int], ordered: list[int]) -> None:
-        """Depth first, with a stack of our own: graphs are deeper than Python's. 1: on the stack, 2: done."""
-        if state[root]:
-            return
-        state[root] = 1
-        stack = [(root, iter(self._before(root)))]
-        while stack:
-            n, waiting = stack[-1]
-            following = next(waiting, None)
-            if following is None:
-                stack.pop()
-                state[n] = 2
-                ordered.append(n)
-            elif state[following] == 1:
-                raise self._cycle([entry for entry, _ in stack], following)
-            elif state[following] == 0:
-                state[following] = 1
-                stack.append((following, iter(self._before(following))))
-
-    def _cycle(self, stack: list[int], back_to: int) -> OrderError:
-        loop = stack[stack.index(back_to) :]
-        write = next(n for n in loop if n in self.site and self.nodes[n].kind in WRITES)
-        reads = [n for n in loop if self.nodes[n].kind == "read"]
-        read = max(reads, key=lambda n: self.site[n].order)
-        return OrderError(
-            f"{self.nodes[write].target} is written with a value that depends on {self.nodes[read].target}, which the "
-            f"forward pass computes only after that write: in one invoke a write is upstream of every later site. "
-            f"Read the clean value in an invoke of its own.\n"
-            f"  written at {self.graph.where(write)}\n  read at    {self.graph.where(read)}"
-        )
+        self.flow = Flow(graph, table, generating=generating)
+        self.site, self.steps = self.flow.site, self.flow.steps
+        self.pass_of = [0] * len(self.nodes)
+        self.event_of = [BEFORE] * len(self.nodes)
+        self.everywhere = [False] * len(self.nodes)
 
     # When.
 
@@ -287,14 +134,14 @@ class _Placer:
             node = self.nodes[n]
             match node.kind:
                 case "read":
-                    before, earlier = self._upstream(n)
+                    before, earlier = self.flow.upstream(n)
                     self.pass_of[n] = max((self.pass_of[w] for w in (*before, *earlier)), default=0)
                     self.event_of[n] = self.site[n].order
                     self.everywhere[n] = node.invoke == ALL_ROWS
                 case "write" | "skip":
                     self._assign_write(n)
                 case "result":
-                    self.pass_of[n] = max((self.pass_of[w] for w in self._before(n)), default=0)
+                    self.pass_of[n] = max((self.pass_of[w] for w in self.flow.before(n)), default=0)
                     self.event_of[n] = len(self.table.events)
                 case _:
                     self._latest(n, node.deps)
@@ -315,8 +162,8 @@ class _Placer:
             late = its[0] > mine[0] or (its[0] == mine[0] and late)
         elif mine is not None and its is not None and mine != its:
             raise ScopeError(
-                f"a value of {_spell(its)} is written at {_spell(mine)}; a value that differs from step to step can be "
-                f"used within its own steps only\n  at {self.graph.where(n)}"
+                f"a value of {spell_steps(its)} is written at {spell_steps(mine)}; a value that differs from step to step "
+                f"can be used within its own steps only\n  at {self.graph.where(n)}"
             )
         own = 0 if self.event_of[value] == BEFORE else self.pass_of[value] + late
         if late and self.everywhere[value] and self.event_of[value] != BEFORE:
@@ -340,7 +187,7 @@ class _Placer:
     # The forwards.
 
     def plan(self, row_counts: Sequence[int], rows: int | None) -> Plan:
-        ordered = self._order()
+        ordered = self.flow.order()
         self._assign(ordered)
         self._check_skips(ordered)
         needed = frozenset(ordered)
@@ -530,13 +377,6 @@ def _one_leaf(structure: Any) -> bool:
                 _one_leaf(item) or item == {"other": "NoneType"} for item in items
             )
     return False
-
-
-def _spell(steps: Steps) -> str:
-    first, end = steps
-    if end is None:
-        return f"steps {first}:"
-    return f"step {first}" if end == first + 1 else f"steps {first}:{end}"
 
 
 def _releases(

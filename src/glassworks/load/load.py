@@ -4,7 +4,8 @@ Configuration and tokenizer are read at once, weights when something runs: until
 of the model without weights. Weights are read from safetensors only; nothing is ever unpickled.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from threading import Lock
@@ -111,6 +112,23 @@ class _Source:
     def run_session(self, experiments: Sequence[Experiment]) -> list[Results]:
         """Several experiments in order."""
         return self.loaded.run_session(experiments)
+
+
+@contextmanager
+def _no_bar_for_little(path: str) -> Iterator[None]:
+    """transformers shows a progress bar for each model it reads; a model that is read in a moment needs none."""
+    from transformers.utils import logging
+
+    folder = Path(path)
+    little = folder.is_dir() and sum(file.stat().st_size for file in folder.glob("*.safetensors")) < _LITTLE_BYTES
+    if not little or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _auto(name: str) -> Any:

@@ -14,9 +14,9 @@ import torch
 
 from glassworks.errors import GlassworksError, GraphError, InputError, NotSaved, ScopeError
 from glassworks.graph.backend import Generation, Inputs, Results, Rows
+from glassworks.graph.flow import effects
 from glassworks.graph.graph import Graph
 from glassworks.graph.nodes import ALL_ROWS, Line, Node, Ref, Steps
-from glassworks.graph.place import effects
 from glassworks.trace.cache import Cache
 from glassworks.trace.einops_backend import register_with_einops
 from glassworks.trace.parts import Core, Part
