@@ -14,7 +14,8 @@ from glassworks import __version__
 from glassworks.errors import InputError
 from glassworks.graph.backend import Inputs, Rows
 from glassworks.graph.graph import Graph
-from glassworks.graph.place import Plan, place_inputs
+from glassworks.graph.place import Forward, place_inputs
+from glassworks.graph.sites import SiteTable
 
 if TYPE_CHECKING:
     from glassworks.graph.backend import Results
@@ -49,15 +50,15 @@ def run(
         print(_dry(stored, found, texts, rows, max_new_tokens))
         return
     console = Console(stderr=True)
-    with console.status(f"{len(texts)} prompts through {model} ...") if console.is_terminal else nullcontext():
+    with console.status(f"{_count(len(texts), 'prompt')} through {model} ...") if console.is_terminal else nullcontext():
         results = found.run(stored, texts, rows=rows, max_new_tokens=max_new_tokens)
     if out is not None:
         _write(results, out, {"graph": stored.digest, "model": model, "prompts": json.dumps(texts)})
-        print(f"{len(results)} saves of {len(texts)} prompts are in {out}")
+        print(f"{_count(len(results), 'save')} of {_count(len(texts), 'prompt')} in {out}")
         return
     for name, value in results.items():
         _show(name, value, found if decode else None)
-    print(f"{results.forwards} forward pass{'' if results.forwards == 1 else 'es'}", file=sys.stderr)
+    print(_count(results.forwards, "forward pass"), file=sys.stderr)
 
 
 def _texts(given: list[str], file: Path | None) -> Iterator[str]:
@@ -89,14 +90,15 @@ def _dry(graph: Graph, model: "Model", texts: list[str], rows: int, max_new_toke
     table, ids = model.table, [tuple(model.encode(text)) for text in texts]
     plan = place_inputs(graph, table, Inputs((Rows(ids=tuple(ids[:rows])),)), generating=max_new_tokens is not None)
     batches = -(-len(ids) // rows)
+    tokens = sum(map(len, ids))
     lines = [
-        f"{len(ids)} prompts, {sum(map(len, ids))} tokens, in {batches} batch{'' if batches == 1 else 'es'} of up to "
-        f"{min(rows, len(ids))} rows",
-        f"{len(plan.needed)} of {len(graph)} nodes are needed, for {len(graph.saves)} saves: {', '.join(graph.saves)}",
+        f"{_count(len(ids), 'prompt')}, {tokens} tokens, {_count(batches, 'batch')} of up to {min(rows, len(ids))} rows",
+        f"{len(plan.needed)} of {len(graph)} nodes are needed, for {_count(len(graph.saves), 'save')}: "
+        + ", ".join(graph.saves),
     ]
     for number, forward in enumerate(plan.forwards, start=1):
-        steps = "" if max_new_tokens is None else f", {_steps(forward.last_step, max_new_tokens)} steps a batch at most"
-        lines.append(f"forward {number} of {len(plan.forwards)} a batch{steps}: {_end(plan, number - 1, model)}")
+        steps = "" if max_new_tokens is None else f", at most {_count(_steps(forward.last_step, max_new_tokens), 'step')}"
+        lines.append(f"forward {number} of {len(plan.forwards)} for each batch{steps}: {_end(forward, model.table)}")
     return "\n".join(lines)
 
 
@@ -106,15 +108,19 @@ def _steps(last_step: int | None, max_new_tokens: int) -> int:
     return longest if last_step is None else min(last_step + 1, longest)
 
 
-def _end(plan: Plan, number: int, model: "Model") -> str:
-    events, forward = model.table.events, plan.forwards[number]
-    order = max((event for event, _ in forward.actions), default=-1)
-    if order < 0:
-        return "runs to its end"
-    event = events[order]
-    place = f"{event.path or model.table.family}.{event.port}"
-    spared = f"; spares {', '.join(sorted(forward.spared))}" if forward.spared else ""
-    return f"{'runs to its end, ' if order == len(events) - 1 else 'stops after '}{place} (event {order + 1} of {len(events)}){spared}"
+def _end(forward: Forward, table: SiteTable) -> str:
+    """Where a forward pass ends, by the standard name of the place if it has one."""
+    spared = f"; {', '.join(sorted(forward.spared))} need not run" if forward.spared else ""
+    order = max((event for event, _ in forward.actions), default=len(table.events) - 1)
+    event = table.events[order]
+    standard = [name for name in table.standard_names if table.sites[name].order == order]
+    name = standard[-1] if standard else f"{event.path}.{event.port}".lstrip(".")
+    return f"ends at {name}, event {order + 1} of {len(table.events)}{spared}"
+
+
+def _count(number: int, what: str) -> str:
+    plural = "" if number == 1 else "es" if what.endswith(("s", "ch")) else "s"
+    return f"{number} {what}{plural}"
 
 
 # What came of it.

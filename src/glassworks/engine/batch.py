@@ -9,6 +9,7 @@ import torch
 from glassworks.errors import InputError
 from glassworks.graph.backend import Rows
 from glassworks.graph.nodes import ALL_ROWS
+from glassworks.graph.wire import Blob
 from glassworks.run.rows import Slot
 from glassworks.trace.tensors import TensorConstant, as_tensor
 
@@ -108,7 +109,7 @@ def placed(value: Any, device: torch.device | None) -> Any:
     """A tree of arguments with its tensors on the device of use."""
     if isinstance(value, torch.Tensor):
         return value if device is None else value.to(device)
-    if isinstance(value, TensorConstant) or hasattr(value, "blob"):
+    if isinstance(value, TensorConstant | Blob):
         return placed(as_tensor(value), device)
     if isinstance(value, list | tuple) and type(value) in (list, tuple):
         return type(value)(placed(item, device) for item in value)

@@ -162,8 +162,8 @@ class _Placer:
             late = its[0] > mine[0] or (its[0] == mine[0] and late)
         elif mine is not None and its is not None and mine != its:
             raise ScopeError(
-                f"a value of {spell_steps(its)} is written at {spell_steps(mine)}; a value that differs from step to step "
-                f"can be used within its own steps only\n  at {self.graph.where(n)}"
+                f"a value of {spell_steps(its)} is written at {spell_steps(mine)}; a value that differs from step to "
+                f"step can be used within its own steps only\n  at {self.graph.where(n)}"
             )
         own = 0 if self.event_of[value] == BEFORE else self.pass_of[value] + late
         if late and self.everywhere[value] and self.event_of[value] != BEFORE:

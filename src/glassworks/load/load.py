@@ -24,6 +24,8 @@ from glassworks.model.text import TokenizerText
 from glassworks.trace.facade import Model
 from glassworks.trace.parts import Core
 
+_LITTLE_BYTES = 200 * 10**6
+
 
 def load(
     name: str | Path, *, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None
@@ -93,13 +95,13 @@ class _Source:
         """The backend with its weights, read now if need be."""
         with self._lock:
             if self._loaded is None:
-                kind = _kind(self._config)
-                module = _quietly(
-                    self._name,
-                    lambda: kind.from_pretrained(self._path, dtype=self._dtype, use_safetensors=True),
-                )
+                with _no_bar_for_little(self._path):
+                    module = _quietly(self._name, self._read)
                 self._loaded = local_backend(module.to(self._device).eval())
             return self._loaded
+
+    def _read(self) -> Any:
+        return _kind(self._config).from_pretrained(self._path, dtype=self._dtype, use_safetensors=True)
 
     def sites(self, inputs: Inputs | None = None) -> SiteTable:
         """The site table, known without weights."""
@@ -142,8 +144,8 @@ def _kind(config: Any) -> Any:
     import transformers
 
     for name in getattr(config, "architectures", None) or []:
-        if hasattr(transformers, name):
-            return getattr(transformers, name)
+        if (kind := getattr(transformers, name, None)) is not None:
+            return kind
     auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
     return auto._model_mapping[type(config)]
 

@@ -8,6 +8,7 @@ from glassworks.engine.local import LocalBackend
 from glassworks.errors import InputError, ModelError
 from glassworks.graph.backend import Inputs
 from glassworks.graph.sites import SiteTable
+from glassworks.graph.wire import Blob
 from glassworks.model.anatomy import build_table
 from glassworks.model.identity import unembed_is_plain
 from glassworks.model.scan import scan
@@ -17,7 +18,7 @@ from glassworks.run.staged import StagedRuntime
 from glassworks.run.unembed import UnembedByModel, unembed_by_modules
 from glassworks.trace.facade import Model
 from glassworks.trace.parts import Core
-from glassworks.trace.tensors import as_tensor
+from glassworks.trace.tensors import TensorConstant, as_tensor
 
 
 def wrap(module: torch.nn.Module, tokenizer: Any = None, *, name: str | None = None, stages: int = 1) -> Model:
@@ -138,4 +139,4 @@ def _tensors(tree: Any) -> Any:
         return type(tree)(_tensors(item) for item in tree)
     if isinstance(tree, dict):
         return {key: _tensors(item) for key, item in tree.items()}
-    return as_tensor(tree) if hasattr(tree, "blob") else tree
+    return as_tensor(tree) if isinstance(tree, TensorConstant | Blob) else tree

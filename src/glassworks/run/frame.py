@@ -51,15 +51,7 @@ class Frame:
 
     def input(self, name: str) -> torch.Tensor:
         """A tensor that was given by name."""
-        given = self.named[name]
-        tensor = (
-            given
-            if isinstance(given, torch.Tensor)
-            else as_tensor(given)
-            if hasattr(given, "blob")
-            else torch.as_tensor(given)
-        )
-        return self._placed(tensor.detach())
+        return self._placed(as_tensor(self.named[name]).detach())
 
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if self.device is None or tensor.device == self.device else tensor.to(self.device)

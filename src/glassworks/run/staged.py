@@ -6,6 +6,7 @@ other stage needs cross as explicit messages. Forward only: gradients would have
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,11 +112,8 @@ class StagedRuntime:
             if cache is None
             else {**inputs, "use_cache": True, "past_key_values": self._cache(cache, "first", 0)}
         )
-        try:
-            with torch.no_grad(), self.modules.watched(watch.visits, watch):
-                self.module(*args, **own)
-        except Stopped:
-            pass
+        with suppress(Stopped), torch.no_grad(), self.modules.watched(watch.visits, watch):
+            self.module(*args, **own)
         values = [self._crossing(interpreter, part) for interpreter, part in zip(whole, parts, strict=True)]
         return Message(watch.kept, values)
 
@@ -137,11 +135,9 @@ class StagedRuntime:
                 "past_key_values": self._cache(cache, "second", len(self._before)),
             }
         )
-        try:
-            with torch.no_grad(), self.modules.watched(watch.visits, watch):
-                return self.module(*args, **own)
-        except Stopped:
-            return None
+        with suppress(Stopped), torch.no_grad(), self.modules.watched(watch.visits, watch):
+            return self.module(*args, **own)
+        return None
 
     def _cache(self, cache: dict[str, Any], stage: str, first_layer: int) -> Any:
         """A stage's own keys and values. Lengths are asked of layer 0, which the second stage does not have."""

@@ -25,7 +25,7 @@ def replaced(tree: Any, keys: tuple[int | str, ...], value: Any) -> Any:
     items[key] = replaced(items[key], rest, value)  # type: ignore[index]
     if isinstance(tree, list):
         return items
-    return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    return type(tree)(*items) if getattr(type(tree), "_fields", None) else type(tree)(items)
 
 
 def built(structure: Any, leaf: Any) -> Any:

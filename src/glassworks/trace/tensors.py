@@ -50,6 +50,8 @@ def from_blob(blob: Blob) -> torch.Tensor:
     return torch.frombuffer(bytearray(blob.data), dtype=torch.uint8).view(dtype).reshape(blob.shape)
 
 
-def as_tensor(constant: Any) -> torch.Tensor:
-    """The tensor of a constant, whichever form it is in."""
-    return constant.tensor if isinstance(constant, TensorConstant) else from_blob(constant.blob())
+def as_tensor(value: Any) -> torch.Tensor:
+    """The tensor of a constant, whichever form it is in; numbers and arrays as torch takes them."""
+    if isinstance(value, TensorConstant):
+        return value.tensor
+    return from_blob(value) if isinstance(value, Blob) else torch.as_tensor(value)
