@@ -219,13 +219,23 @@ def padding_ignores_writes(runtime: Runtime) -> None:
     site = "encoder.layers.0.output" if runtime.two else "layers.0.output"
     with runtime.model.trace(RAGGED):
         write(runtime.model, site, read(runtime.model, site) * 0.5 + steer)
-        back = read(runtime.model, site).save()
         last = runtime.model.logits[:, -1].save()
     for k, prompt in enumerate(RAGGED):
         with runtime.model.trace(prompt):
             write(runtime.model, site, read(runtime.model, site) * 0.5 + steer)
             own = runtime.model.logits[:, -1].save()
         close(last.value[k], own.value[0])
+
+
+def padding_reads_as_zero(runtime: Runtime) -> None:
+    """Also where it was written just before, at the site itself and at the next one that holds the same tensor."""
+    stack = "encoder.layers" if runtime.two else "layers"
+    with runtime.model.trace(RAGGED):
+        write(runtime.model, f"{stack}.0.output", read(runtime.model, f"{stack}.0.output") + 1.0)
+        back = read(runtime.model, f"{stack}.0.output").save()
+        following = read(runtime.model, f"{stack}.1.input").save()
+    for k, prompt in enumerate(RAGGED):
+        assert not bool(following.value[k, : -len(prompt)].any())
         assert not bool(back.value[k, : -len(prompt)].any())
 
 

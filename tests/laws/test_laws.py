@@ -22,6 +22,7 @@ WRITTEN = [
     checks.nan_stays_where_it_was_written,
     checks.several_prompts_in_one_invoke,
     checks.padding_ignores_writes,
+    checks.padding_reads_as_zero,
     checks.a_patch_across_invokes,
     checks.equal_lengths_take_one_forward,
     checks.skipping_is_replacing,

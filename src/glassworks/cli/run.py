@@ -50,7 +50,9 @@ def run(
         print(_dry(stored, found, texts, rows, max_new_tokens))
         return
     console = Console(stderr=True)
-    with console.status(f"{_count(len(texts), 'prompt')} through {model} ...") if console.is_terminal else nullcontext():
+    with (
+        console.status(f"{_count(len(texts), 'prompt')} through {model} ...") if console.is_terminal else nullcontext()
+    ):
         results = found.run(stored, texts, rows=rows, max_new_tokens=max_new_tokens)
     if out is not None:
         _write(results, out, {"graph": stored.digest, "model": model, "prompts": json.dumps(texts)})
@@ -97,7 +99,9 @@ def _dry(graph: Graph, model: "Model", texts: list[str], rows: int, max_new_toke
         + ", ".join(graph.saves),
     ]
     for number, forward in enumerate(plan.forwards, start=1):
-        steps = "" if max_new_tokens is None else f", at most {_count(_steps(forward.last_step, max_new_tokens), 'step')}"
+        steps = (
+            "" if max_new_tokens is None else f", at most {_count(_steps(forward.last_step, max_new_tokens), 'step')}"
+        )
         lines.append(f"forward {number} of {len(plan.forwards)} for each batch{steps}: {_end(forward, model.table)}")
     return "\n".join(lines)
 

@@ -70,7 +70,9 @@ class Block:
         core, thread = self._core, get_ident()
         if thread in core.blocks:
             raise ScopeError(f"a block of this model is open already; one at a time in a thread\n  at {caller()}")
-        table = core.backend.sites(Inputs(tuple(self._rows))) if core.table.plain and self._rows else core.table
+        table = core.table
+        if table.plain and self._rows and self._finish is None:
+            table = core.backend.sites(Inputs(tuple(self._rows)))
         recorder = Recorder(table, Value, core.prefix)
         recorder.seed = self._seed
         recorder.invokes = len(self._rows)

@@ -8,10 +8,11 @@ import torch
 from glassworks.errors import GraphError, InputError
 from glassworks.graph.backend import Backend, Generation, Inputs, Results, Rows
 from glassworks.graph.graph import Graph
+from glassworks.graph.passes import joined
 from glassworks.graph.sites import SiteTable
 from glassworks.trace.block import Block, check_graph, make_rows
 from glassworks.trace.collect import run_over
-from glassworks.trace.parts import Core, Part, at_path, child_of
+from glassworks.trace.parts import Core, Part, at_path, call_module, child_of
 from glassworks.trace.prompts import Text, rows_of
 from glassworks.trace.recorder import Recorder, caller
 from glassworks.trace.session import Session
@@ -120,7 +121,7 @@ class Model(Part):
             raise InputError("this graph speaks of generation steps: give max_new_tokens=")
         if self._core.table.plain:
             own = prompts if isinstance(prompts, tuple) else (prompts,)
-            return self._core.backend.run(graph, Inputs((Rows(args=own, kwargs=inputs),), named=named))
+            return self._core.backend.run(self._edited(graph), Inputs((Rows(args=own, kwargs=inputs),), named=named))
         ids = rows_of(prompts, self._core.text)
         return run_over(
             self._core.backend, self._core.table, self._edited(graph), ids,
@@ -132,8 +133,6 @@ class Model(Part):
         prefix = self._core.prefix
         if prefix is None:
             return graph
-        from glassworks.graph.passes import joined
-
         return joined(prefix, graph)
 
     def complete(self, prompt: Any, *, max_new_tokens: int = 64, seed: int = 0, **options: Any) -> Any:
@@ -216,9 +215,7 @@ class Model(Part):
 
     def unembed(self, resid: Any) -> Value:
         """Everything between the last residual `[..., d_model]` and the logits `[..., vocab]`, as a pure function."""
-        from glassworks.trace.parts import _call_module
-
-        return _call_module(self._core, "unembed", (resid,), {})
+        return call_module(self._core, "unembed", (resid,), {})
 
     # What it is.
 

@@ -18,6 +18,7 @@ from glassworks.graph.nodes import ALL_ROWS, Node
 from glassworks.graph.sites import SiteTable
 from glassworks.trace.prompts import Text
 from glassworks.trace.recorder import Recorder, caller
+from glassworks.trace.show import render
 from glassworks.trace.value import Value
 
 
@@ -120,6 +121,9 @@ class Part:
         name = self.__dict__[port]
         if name not in recorder.table.sites:
             table = recorder.table
+            if table.plain and not table.events:  # written before there is any input: checked when it is run
+                line = caller()
+                return Value(recorder, recorder.read(name, line), line, name)
             if port == "output" and (event := self._event(table, "output")) is not None and not _is_leaf(event):
                 return _structured(recorder, table, event)
             raise UnknownSite(f"{table.why_not(name)}\n  at {caller()}")
@@ -129,7 +133,7 @@ class Part:
     def _write(self, port: str, value: Any) -> None:
         recorder = self._core.scoped()
         table, name, line = recorder.table, self._name(port), caller()
-        if name not in table.sites:
+        if name not in table.sites and not (table.plain and not table.events):
             event = self._event(table, "output") if port == "output" else None
             if event is None:
                 raise UnknownSite(f"{table.why_not(name)}\n  at {line}")
@@ -170,7 +174,7 @@ class Part:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module on Values as a pure function: fires no sites and counts as no step."""
-        return _call_module(self._core, self._path(), args, kwargs)
+        return call_module(self._core, self._path(), args, kwargs)
 
     def _path(self) -> str:
         if self._native is None:
@@ -228,8 +232,6 @@ class Part:
         object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
-        from glassworks.trace.show import render
-
         return render(self._core.table, self._standard, self._native)
 
 
@@ -292,7 +294,8 @@ def _parameter(core: Core, name: str) -> Value:
     return Value(recorder, recorder.add(Node("parameter", name, (), (), (), ALL_ROWS, None), line), line)
 
 
-def _call_module(core: Core, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Value:
+def call_module(core: Core, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Value:
+    """A module of the model, or `unembed`, on Values as a pure function."""
     recorder, line = core.open_block(), caller()
     deps: list[int] = []
     own = tuple([recorder.argument(item, deps, line) for item in args])
