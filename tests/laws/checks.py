@@ -100,6 +100,14 @@ def what_was_saved_keeps_what_it_was(runtime: Runtime) -> None:
     assert not bool(after.value[:, -1].any())
 
 
+def a_save_has_memory_of_its_own(runtime: Runtime) -> None:
+    with runtime.model.trace(RAGGED):
+        part = runtime.layers[1].output[:1, -1].save()
+        whole = runtime.model.logits.save()
+    for value in (part.value, whole.value):
+        assert value.untyped_storage().nbytes() == value.numel() * value.element_size()
+
+
 def a_write_is_cast_and_broadcast(runtime: Runtime) -> None:
     row = torch.arange(32, dtype=torch.float64) / 16
     with runtime.model.trace(PROMPT):

@@ -110,6 +110,19 @@ def test_gradients_of_slices_and_views(differentiable: Runtime) -> None:
     assert float(g.abs().max()) > 1e-4
 
 
+def test_a_gradient_of_a_slice_alone(differentiable: Runtime) -> None:
+    runtime = differentiable
+
+    def taken(sliced: bool) -> torch.Tensor:
+        with runtime.model.trace(PROMPT, **runtime.arguments) as t:
+            part = runtime.layers[1].output[:, -1] if sliced else runtime.layers[1].output
+            t.backward(score(runtime.model.logits).sum())
+            found = part.grad.save()
+        return found.value
+
+    same_bits(taken(True), taken(False)[:, -1])
+
+
 def test_gradients_of_computed_values(differentiable: Runtime) -> None:
     runtime = differentiable
     steer = torch.linspace(-1, 1, 32)
@@ -303,6 +316,18 @@ def test_captured_tensors_train(differentiable: Runtime) -> None:
     gradients = torch.autograd.grad(loss.sum(), [own, factor])
     close(weight.grad, 2 * gradients[0])
     close(scale.grad, 2 * gradients[1])
+
+
+def test_captured_tensors_train_where_the_loss_uses_them(differentiable: Runtime) -> None:
+    runtime = differentiable
+    probe = torch.linspace(-1, 1, 32).requires_grad_()
+    with runtime.model.trace(PROMPT, **runtime.arguments) as t:
+        h = runtime.layers[1].output
+        kept_h = h.save()
+        t.backward(((h @ probe) ** 2).mean())
+    own = probe.detach().clone().requires_grad_()
+    ((kept_h.value @ own) ** 2).mean().backward()
+    close(probe.grad, own.grad)
 
 
 def test_a_plain_loop_learns(differentiable: Runtime) -> None:

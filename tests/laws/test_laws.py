@@ -16,6 +16,7 @@ WRITTEN = [
     checks.every_site_reads_what_passes_there,
     checks.writing_what_was_read_changes_nothing,
     checks.what_was_saved_keeps_what_it_was,
+    checks.a_save_has_memory_of_its_own,
     checks.a_write_is_cast_and_broadcast,
     checks.constants_survive,
     checks.a_sweep_is_its_runs,

@@ -191,7 +191,9 @@ class Part:
             return _parameter(core, f"{self._native}.{name}")
         child = self._child(name)
         if child is None:
-            own = f"{self._standard or self._native}.{name}"
+            if name in ("output", "input"):  # the property raised: say again why
+                return self._read(name)
+            own = ".".join(part for part in (self._standard or self._native, name) if part)
             raise UnknownSite(f"{core.table.why_not(own)}\n  at {caller()}")
         self.__dict__[name] = child
         return child

@@ -251,11 +251,15 @@ class Value:
         return block.add(Node("update", "", args, (), tuple(refs_in(args)), ALL_ROWS, None), line)
 
     def _replay(self, value: "Value", line: Line) -> int:
-        node = self._block.nodes[value._node]
+        """The view that `value` is of its parent, taken again now that the parent has moved on."""
+        block = self._block
         assert value._parent is not None
-        base = value._parent._node
-        fresh = node._replace(args=(Ref(base), *node.args[1:]), deps=(base, *node.deps[1:]))
-        return self._block.add(fresh, line)
+        base, node = value._parent._node, block.nodes[value._node]
+        call = block.nodes[node.deps[0]] if node.kind == "item" else node
+        fresh = block.add(call._replace(args=(Ref(base), *call.args[1:]), deps=(base, *call.deps[1:])), line)
+        if node.kind != "item":
+            return fresh
+        return block.add(node._replace(args=(Ref(fresh), node.args[1]), deps=(fresh,)), line)
 
     # Gradients.
 

@@ -1,0 +1,159 @@
+"""The laws can fail: each of these interpreters is wrong in one way, and a law says so."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from laws import checks
+from laws.runtimes import Runtime, local
+
+from glassworks.engine.batch import Batch
+from glassworks.run import interpret, rows
+from glassworks.run.eager import EagerRuntime
+from glassworks.run.rows import Leaf
+from glassworks.trace import binding
+
+Patch = pytest.MonkeyPatch
+
+
+def drop_every_write(patch: Patch) -> None:
+    patch.setattr(Leaf, "write", lambda self, invoke, value, **options: None)
+
+
+def drop_early_writes(patch: Patch) -> None:
+    write = Leaf.write
+
+    def late_only(self: Leaf, invoke: int, value: Any, **options: Any) -> None:
+        if "layers.0." not in self.site.name and ".h.0." not in self.site.name:
+            write(self, invoke, value, **options)
+
+    patch.setattr(Leaf, "write", late_only)
+
+
+def read_without_writes(patch: Patch) -> None:
+    """A read that does not see the write before it."""
+    read = Leaf.read
+
+    def stale(self: Leaf, invoke: int) -> torch.Tensor:
+        pieces, self._pieces = self._pieces, {}
+        found = read(self, invoke)
+        self._pieces = pieces
+        return found
+
+    patch.setattr(Leaf, "read", stale)
+
+
+def shift_rows(patch: Patch) -> None:
+    slots = Batch.slots
+
+    def shifted(self: Batch, *args: Any, **options: Any) -> Any:
+        found, count = slots(self, *args, **options), len(self.numbers)
+        return {k: slot if slot.whole else replace(slot, start=(slot.start + 1) % count) for k, slot in found.items()}
+
+    patch.setattr(Batch, "slots", shifted)
+
+
+def shift_positions(patch: Patch) -> None:
+    positions = Batch.positions.fget
+    patch.setattr(Batch, "positions", property(lambda self: positions(self) + 1))
+
+
+def write_into_what_was_read(patch: Patch) -> None:
+    """Neither a save nor a write makes a copy, so a later write reaches what was saved."""
+
+    def updated(base: torch.Tensor, views: Any, value: torch.Tensor) -> torch.Tensor:
+        part = base
+        for name, args, kwargs, *which in views:
+            part = binding.bound(name)(part, *args, **dict(kwargs))
+            part = part[which[0]] if which else part
+        part.copy_(value)
+        return base
+
+    patch.setattr(interpret, "_kept", lambda value, node: value.detach())
+    patch.setattr(interpret, "_updated", updated)
+    own = binding.bound
+
+    def in_place(name: str) -> Any:
+        return _set if name == "setitem_" else own(name)
+
+    patch.setattr(binding, "bound", in_place)
+
+
+def _set(base: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
+    base[index] = value
+    return base
+
+
+def keep_views(patch: Patch) -> None:
+    patch.setattr(interpret, "_kept", lambda value, node: value.detach())
+
+
+def forget_to_cast(patch: Patch) -> None:
+    patch.setattr(rows, "_fitted", lambda value, like: value.expand(like.shape))
+
+
+def forget_to_broadcast(patch: Patch) -> None:
+    patch.setattr(rows, "_fitted", lambda value, like: value.to(like.dtype))
+
+
+def show_padding(patch: Patch) -> None:
+    patch.setattr(Leaf, "_mask", lambda self, slot, value: None)
+
+
+def attend_to_padding(patch: Patch) -> None:
+    step = EagerRuntime.step
+
+    def unmasked(self: EagerRuntime, args: Any, inputs: Any, *rest: Any) -> Any:
+        return step(self, args, {name: value for name, value in inputs.items() if name != "attention_mask"}, *rest)
+
+    patch.setattr(EagerRuntime, "step", unmasked)
+
+
+def ignore_saves_order(patch: Patch) -> None:
+    """Saves of a generation come back in reverse."""
+    save = interpret.Interpreter._save
+
+    def reversed_save(self: Any, n: int) -> None:
+        save(self, n)
+        kept = self.frame.saves[self.frame.nodes[n].target]
+        if isinstance(kept, list):
+            kept.insert(0, kept.pop())
+
+    patch.setattr(interpret.Interpreter, "_save", reversed_save)
+
+
+BROKEN: list[tuple[Callable[[Patch], None], Callable[[Runtime], Any]]] = [
+    (drop_every_write, partial(checks.a_write_matters, name="layers.1.output")),
+    (drop_every_write, checks.a_patch_across_invokes),
+    (drop_early_writes, partial(checks.a_write_matters, name="layers.0.output")),
+    (read_without_writes, checks.a_write_is_cast_and_broadcast),
+    (shift_rows, checks.a_sweep_is_its_runs),
+    (shift_rows, checks.nan_stays_where_it_was_written),
+    (shift_positions, checks.saving_is_the_plain_forward),
+    (write_into_what_was_read, checks.what_was_saved_keeps_what_it_was),
+    (keep_views, checks.a_save_has_memory_of_its_own),
+    (forget_to_cast, checks.a_write_is_cast_and_broadcast),
+    (forget_to_broadcast, checks.a_write_is_cast_and_broadcast),
+    (show_padding, checks.several_prompts_in_one_invoke),
+    (attend_to_padding, checks.several_prompts_in_one_invoke),
+    (ignore_saves_order, checks.steps_read_and_write),
+]
+
+
+def name_of(pair: Any) -> str:
+    function = pair.func if isinstance(pair, partial) else pair
+    return str(function.__name__)
+
+
+@pytest.mark.parametrize(("breaks", "law"), BROKEN, ids=name_of)
+def test_a_law_notices(monkeypatch: Patch, breaks: Callable[[Patch], None], law: Callable[[Runtime], Any]) -> None:
+    runtime = local("gpt2")
+    law(runtime)
+    with monkeypatch.context() as patch:
+        breaks(patch)
+        with pytest.raises((AssertionError, RuntimeError, IndexError)):
+            law(runtime)
+    law(runtime)

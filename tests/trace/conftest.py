@@ -1,0 +1,17 @@
+"""A tiny model for the cases that one family is enough for."""
+
+import pytest
+import torch
+from families import gpt2
+
+import glassworks as gw
+
+
+@pytest.fixture(scope="module")
+def bare() -> torch.nn.Module:
+    return gpt2()
+
+
+@pytest.fixture(scope="module")
+def model(bare: torch.nn.Module) -> gw.Model:
+    return gw.wrap(bare)
