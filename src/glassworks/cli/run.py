@@ -94,7 +94,7 @@ def _dry(graph: Graph, model: "Model", texts: list[str], rows: int, max_new_toke
     batches = -(-len(ids) // rows)
     tokens = sum(map(len, ids))
     lines = [
-        f"{_count(len(ids), 'prompt')}, {tokens} tokens, {_count(batches, 'batch')} of up to {min(rows, len(ids))} rows",
+        f"{_count(len(ids), 'prompt')}, {tokens} tokens, {_count(batches, 'batch')} of at most {min(rows, len(ids))}",
         f"{len(plan.needed)} of {len(graph)} nodes are needed, for {_count(len(graph.saves), 'save')}: "
         + ", ".join(graph.saves),
     ]

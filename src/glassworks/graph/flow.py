@@ -168,13 +168,18 @@ class Flow:
                 state[following] = 1
                 stack.append((following, iter(self.before(following))))
 
+    def _name(self, n: int) -> str:
+        """A site as an error names it, with its steps in a generation."""
+        steps = self.steps[n]
+        return self.nodes[n].target + ("" if steps is None else f" ({spell_steps(steps)})")
+
     def _cycle(self, stack: list[int], back_to: int) -> OrderError:
         loop = stack[stack.index(back_to) :]
         write = next(n for n in loop if n in self.site and self.nodes[n].kind in WRITES)
         reads = [n for n in loop if self.nodes[n].kind == "read"]
         read = max(reads, key=lambda n: self.site[n].order)
         return OrderError(
-            f"{self.nodes[write].target} is written with a value that depends on {self.nodes[read].target}, which the "
+            f"{self._name(write)} is written with a value that depends on {self._name(read)}, which the "
             f"forward pass computes only after that write: in one invoke a write is upstream of every later site. "
             f"Read the clean value in an invoke of its own.\n"
             f"  written at {self.graph.where(write)}\n  read at    {self.graph.where(read)}"

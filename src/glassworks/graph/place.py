@@ -246,7 +246,7 @@ class _Placer:
 
     def _alone(self, inner: list[int], number: int) -> set[int] | bool:
         """Invokes that may not share this pass; True for all of them."""
-        if self.table.plain:
+        if self.table.plain or not self.table.shareable:
             return True
         alone = set(self.alone)
         for n in inner:

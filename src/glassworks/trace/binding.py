@@ -169,9 +169,10 @@ def attributes() -> dict[str, str]:
     found: dict[str, str] = {}
     for name, operation in OPERATIONS.items():
         for spelling in (name, *_SPELLINGS.get(name, "").split()):
-            if "." in spelling or spelling.startswith("__") or not callable(getattr(torch.Tensor, spelling, None)):
+            if "." in spelling or spelling.startswith("__"):
                 continue
-            found[spelling] = name
-            if operation.inplace and getattr(torch.Tensor, spelling + "_", None) is not None:
+            if callable(getattr(torch.Tensor, spelling, None)):
+                found[spelling] = name
+            if operation.inplace and callable(getattr(torch.Tensor, spelling + "_", None)):
                 found[spelling + "_"] = name + "_"
     return found
