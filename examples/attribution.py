@@ -1,18 +1,21 @@
-"""Attribution: which prompt tokens the answer comes from, as gradient times input at the embedding."""
+"""Attribution: gradient times input, for what each sublayer adds to the residual at two tokens of the prompt."""
 
 import glassworks as gw
 
-PROMPT = "When Mary and John went to the store, John gave a drink to"
+PROMPT = "The Eiffel Tower is in the city of"
 
 model = gw.load("toy")
-mary, john = model.token(" Mary"), model.token(" John")
+paris, rome = model.token(" Paris"), model.token(" Rome")
 with model.trace(PROMPT) as t:
-    embedded = model.embed.output
-    last = model.logits[:, -1]
-    t.backward((last[:, mary] - last[:, john]).sum())
-    score = (embedded * embedded.grad).sum(-1).save()
-    tokens = t.tokens[0]
+    last = model.logits[0, -1]
+    t.backward(last[paris] - last[rome])
+    scores = {}
+    for number, layer in enumerate(model.layers):
+        for name, part in (("attn", layer.attn), ("mlp", layer.mlp)):
+            scores[f"layer {number} {name:4}"] = (part.output * part.output.grad).sum(-1).save()  # [batch, seq]
+    landmark = t.find("Eiffel Tower")[0]
 
-print("logit( Mary) - logit( John), token by token:")
-for token, value in zip(tokens, score[0].tolist(), strict=True):
-    print(f"  {token:8} {value:+7.2f}  {'#' * round(abs(value) * 2)}")
+print("what pushes logit( Paris) - logit( Rome) up:   at ' Tower'   at ' of'")
+for name, score in scores.items():
+    here, there = score[0, landmark].item(), score[0, -1].item()
+    print(f"  {name}{here:43.2f}{there:11.2f}  {'+' * round(4 * max(there, 0))}{'-' * round(4 * max(-there, 0))}")

@@ -1,4 +1,4 @@
-"""Steering a generation: a direction read from two prompts is added at some steps and not at others."""
+"""Steering a generation: a direction between two cities is added at one step of it, and not at the others."""
 
 import glassworks as gw
 
@@ -13,8 +13,9 @@ with model.trace() as t:
         paris = layer.output[:, -1]
     direction = (rome - paris).save()
 
-print(f"{PROMPT}{model.complete(PROMPT, max_new_tokens=2)}")
-for strength in (0.5, 1.0):
-    with model.generate(PROMPT, max_new_tokens=2) as t, t.steps[0:1]:
-        layer.output[:, -1] += strength * direction.value
-    print(f"{PROMPT}{model.decode(t.result)[0]}   (step 0 steered with strength {strength})")
+print(f"{PROMPT}{model.complete(PROMPT, max_new_tokens=2)}   (as it is)")
+for step in range(2):
+    for strength in (0.25, 0.5, 1.0):
+        with model.generate(PROMPT, max_new_tokens=2) as t, t.steps[step]:
+            layer.output[:, -1] += strength * direction.value
+        print(f"{PROMPT}{model.decode(t.result)[0]}   (step {step} steered by {strength})")

@@ -34,7 +34,7 @@ from glassworks.errors import (
 if TYPE_CHECKING:
     from glassworks.graph.graph import Graph
     from glassworks.graph.operations import operations
-    from glassworks.load import load, wrap
+    from glassworks.loading import load, wrap
     from glassworks.serve.connect import connect
     from glassworks.trace.block import input
     from glassworks.trace.facade import Model
@@ -48,10 +48,10 @@ _HOMES = {
     "Value": "glassworks.trace.value",
     "connect": "glassworks.serve.connect",
     "input": "glassworks.trace.block",
-    "load": "glassworks.load",
+    "load": "glassworks.loading",
     "operations": "glassworks.graph.operations",
     "values": "glassworks.trace.value",
-    "wrap": "glassworks.load",
+    "wrap": "glassworks.loading",
 }
 
 __all__ = [

@@ -6,12 +6,12 @@ They stand apart from the tests so that `test_broken_interpreter` can show that 
 from typing import Any
 
 import torch
+
+import glassworks as gw
 from laws.equal import close, differs, same_bits
 from laws.places import read, write
 from laws.reference import hooked, map_of, names_of
 from laws.runtimes import Runtime
-
-import glassworks as gw
 
 PROMPT = [5, 6, 7, 8, 9]
 RAGGED = [[5, 6, 7], [11, 12, 13, 14, 15, 16], [21, 22], [31, 32, 33, 34, 35]]
@@ -272,6 +272,26 @@ def a_patch_across_invokes(runtime: Runtime) -> None:
     differs(first, logits_alone(runtime, RAGGED[0]))
 
 
+def one_invoke_in_two_passes(runtime: Runtime) -> None:
+    """A value is written before its own place, which takes a later pass, and after it, which does not."""
+    with runtime.model.trace(RAGGED[0]):
+        clean = runtime.layers[2].attn.output[:, -1:].save()
+    with runtime.model.trace() as t:
+        with t.invoke(RAGGED[0]):
+            across = runtime.layers[2].attn.output[:, -1:]
+        with t.invoke(RAGGED[1]):
+            runtime.layers[1].output = across
+            runtime.layers[2].mlp.output = across
+            between = runtime.layers[1].attn.output.save()
+            after = runtime.model.logits.save()
+    with runtime.model.trace(RAGGED[1]):
+        runtime.layers[1].output = clean.value
+        runtime.layers[2].mlp.output = clean.value
+        expected = [runtime.layers[1].attn.output.save(), runtime.model.logits.save()]
+    close(between, expected[0].value)
+    close(after, expected[1].value)
+
+
 def equal_lengths_take_one_forward(runtime: Runtime, count: int = 64) -> None:
     with runtime.model.trace() as t:
         saved = []
@@ -322,10 +342,9 @@ def greedy(runtime: Runtime, prompt: list[int], new: int) -> list[int]:
 def steps_read_and_write(runtime: Runtime) -> None:
     """Writes at every step steer the generation as hooks on the bare module would."""
     steer = torch.linspace(-1, 1, 32)
-    with runtime.model.generate(PROMPT, max_new_tokens=4, eos_token_id=[]) as t:
-        with t.steps[:]:
-            runtime.layers[1].output[:, -1] += steer
-            entries = runtime.model.logits[:, -1].save()
+    with runtime.model.generate(PROMPT, max_new_tokens=4, eos_token_id=[]) as t, t.steps[:]:
+        runtime.layers[1].output[:, -1] += steer
+        entries = runtime.model.logits[:, -1].save()
     place = map_of(runtime.family).places["decoder.layers.1.output" if runtime.two else "layers.1.output"]
 
     def add(tensor: torch.Tensor) -> torch.Tensor:
@@ -337,8 +356,8 @@ def steps_read_and_write(runtime: Runtime) -> None:
     expected = hooked(
         runtime.bare, {"site": place}, {"site": add},
         lambda: runtime.bare.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0,
-            output_logits=True, return_dict_in_generate=True,
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, eos_token_id=None,
+            pad_token_id=0, output_logits=True, return_dict_in_generate=True,
         ),
     )  # fmt: skip
     start = 1 if runtime.two else len(PROMPT)

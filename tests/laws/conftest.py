@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+
 from families import FAMILIES
 from laws.runtimes import KINDS, Runtime, Services
 from laws.runtimes import runtime as make_runtime

@@ -4,14 +4,15 @@
 Variables are named once: a write in place gives the handle a new name, and the old one is not used again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
+
 from laws.places import read, write
-from laws.reference import Map, hooked, map_of, names_of
+from laws.reference import Map, hooked, map_of
 from laws.runtimes import Runtime, local
 from laws.vocabulary import BINARY, IN_PLACE, NEEDS_VALUE, UNARY
 
@@ -329,15 +330,3 @@ def _perform(
                 IN_PLACE[step.what](current, given[-1].clone())
                 known[step.out] = current.clone()
     return current.clone() if changed else None
-
-
-def expected(experiment: Experiment) -> dict[int, torch.Tensor]:
-    return by_hooks(experiment)
-
-
-def names(family: str) -> list[str]:
-    return names_of(local(family))
-
-
-def arguments_of(family: str) -> Mapping[str, Any]:
-    return local(family).arguments

@@ -1,4 +1,4 @@
-"""What an experiment means, by plain PyTorch: hooks on the bare module, and nothing of what is tested but names of places.
+"""What an experiment means, by plain PyTorch: hooks on the bare module. Only names of places come from what is tested.
 
 The order of the forward pass is found by running the module with a hook on every place.
 """
@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
+
 from laws.runtimes import Runtime, local
 
 Action = Callable[[torch.Tensor], torch.Tensor | None]

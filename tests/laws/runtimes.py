@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from families import FAMILIES
 
 import glassworks as gw
+from families import FAMILIES
 
 SOURCE_ONLY = ("t5",)
 """Families with an encoder: a prompt is what the encoder reads."""

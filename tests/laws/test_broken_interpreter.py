@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from laws import checks
-from laws.runtimes import Runtime, local
 
 from glassworks.engine.batch import Batch
 from glassworks.run import interpret, rows
 from glassworks.run.eager import EagerRuntime
 from glassworks.run.rows import Leaf
 from glassworks.trace import binding
+from laws import checks
+from laws.runtimes import Runtime, local
 
 Patch = pytest.MonkeyPatch
 
@@ -107,7 +107,8 @@ def attend_to_padding(patch: Patch) -> None:
     step = EagerRuntime.step
 
     def unmasked(self: EagerRuntime, args: Any, inputs: Any, *rest: Any) -> Any:
-        return step(self, args, {name: value for name, value in inputs.items() if name != "attention_mask"}, *rest)
+        masks = {name: torch.ones_like(value) for name, value in inputs.items() if name == "attention_mask"}
+        return step(self, args, {**inputs, **masks}, *rest)
 
     patch.setattr(EagerRuntime, "step", unmasked)
 

@@ -1,16 +1,17 @@
+# ruff: noqa: PT012, SIM117
 """Gradients against plain autograd: tensor hooks on the bare module, here and remotely."""
 
 from typing import Any
 
 import pytest
 import torch
+
+import glassworks as gw
 from laws.checks import PROMPT
 from laws.equal import close, same_bits
 from laws.places import read
 from laws.reference import hooked, map_of
 from laws.runtimes import Runtime
-
-import glassworks as gw
 
 
 def name(runtime: Runtime, layer: int, what: str = "output") -> str:
@@ -357,11 +358,11 @@ def test_a_tensor_that_no_backward_asks_for_stays_untouched(differentiable: Runt
     assert not saved.value.requires_grad
 
 
-def test_backward_belongs_to_a_trace(here: Runtime) -> None:
-    with pytest.raises(gw.GraphError, match="test_gradients.py:"):
-        with here.model.generate(PROMPT, max_new_tokens=2) as t, t.steps[0]:
-            t.backward(here.model.logits[:, -1].sum())
-            here.layers[0].output.grad.save()
+def test_backward_belongs_to_a_trace(differentiable: Runtime) -> None:
+    with pytest.raises(gw.GraphError, match=r"test_gradients\.py:"):
+        with differentiable.model.generate(PROMPT, max_new_tokens=2) as t, t.steps[0]:
+            t.backward(differentiable.model.logits[:, -1].sum())
+            differentiable.layers[0].output.grad.save()
 
 
 def test_a_gradient_needs_a_backward_above(differentiable: Runtime) -> None:

@@ -6,9 +6,9 @@ import weakref
 from pathlib import Path
 
 import torch
-from families import gpt2, t5
 
 import glassworks as gw
+from families import gpt2, t5
 
 
 def tensors_alive() -> int:

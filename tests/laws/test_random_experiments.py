@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+
+import glassworks as gw
 from laws.equal import close, same_bits
 from laws.experiments import by_hooks, by_language, experiments, patches, record
 from laws.runtimes import Runtime
-
-import glassworks as gw
 
 FEW = settings(
     max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck),

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from families import gpt2
 
 import glassworks as gw
+from families import gpt2
 
 
 @pytest.fixture(scope="module")

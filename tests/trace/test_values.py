@@ -1,3 +1,4 @@
+# ruff: noqa: PT012
 """Values: symbolic in a block, tensors after it."""
 
 import copy
@@ -9,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES
-from lines import here, told
 
 import glassworks as gw
+from families import FAMILIES
+from lines import here, told
 
 PROMPT = [5, 6, 7, 8]
 
@@ -56,7 +57,7 @@ def test_numbers_of_an_open_value_are_refused(model: Any, use: Any) -> None:
 def test_several_results_are_a_named_tuple(model: Any) -> None:
     with model.trace(PROMPT):
         top = model.logits.topk(3, dim=-1)
-        values, indices = top
+        values, _ = top
         best = model.logits.max(dim=-1)
         kept = [top.values.save(), top.indices.save(), values.sum().save(), best.indices.save()]
         logits = model.logits.save()
@@ -151,7 +152,7 @@ def test_a_saved_value_acts_as_its_tensor(saved: Any) -> None:
 def test_a_saved_value_is_numpys(saved: Any) -> None:
     assert np.array_equal(np.asarray(saved), saved.value.numpy())
     assert np.array_equal(np.asarray(saved, dtype=np.float64), saved.value.double().numpy())
-    assert np.allclose(np.mean(saved), float(saved.value.mean()))
+    assert np.allclose(np.asarray(saved).mean(), float(saved.value.mean()))
     assert np.array_equal(saved.numpy(), saved.value.numpy())
 
 
@@ -192,7 +193,13 @@ def test_a_value_that_was_not_saved_names_the_line_of_the_read(model: Any) -> No
         line = here(+1)
         value = model.layers[1].output
         model.logits.save()
-    for use in (lambda: value.value, lambda: value + 1, lambda: value.shape, lambda: float(value), lambda: value.mean()):
+    for use in (
+        lambda: value.value,
+        lambda: value + 1,
+        lambda: value.shape,
+        lambda: float(value),
+        lambda: value.mean(),
+    ):
         with pytest.raises(gw.NotSaved) as caught:
             use()
         assert line in told(caught.value)
@@ -287,7 +294,7 @@ def test_saving_after_the_block_is_refused(model: Any) -> None:
 
 
 def test_two_saves_of_one_name_are_refused(model: Any) -> None:
-    with pytest.raises(gw.GraphError, match="twice|two saves"), model.trace(PROMPT):
+    with pytest.raises(gw.GraphError, match=r"twice|two saves"), model.trace(PROMPT):
         model.layers[0].output.save("x")
         model.layers[1].output.save("x")
 
@@ -383,7 +390,7 @@ def test_native_modules(model: Any, bare: Any) -> None:
     assert torch.equal(first.value, standard.value)
     assert torch.equal(by_path.value, standard.value)
     assert torch.equal(entering.value, standard_input.value)
-    assert kwargs == {}
+    assert list(kwargs) == []
 
 
 def test_layers_are_a_sequence(model: Any) -> None:

@@ -1,12 +1,13 @@
+# ruff: noqa: PT012
 """Writes: what in place means, what is cast, what is refused, and in which order lines count."""
 
 from typing import Any
 
 import pytest
 import torch
-from lines import here, told
 
 import glassworks as gw
+from lines import here, told
 
 PROMPT = [5, 6, 7, 8]
 
@@ -50,9 +51,9 @@ def _transpose(h: Any) -> None:
 
 
 def _split(h: Any) -> None:
-    a, b, c, d = h.split(8, dim=-1)
-    b.mul_(3.0)
-    d += 1.0
+    parts = h.split(8, dim=-1)
+    parts[1].mul_(3.0)
+    parts[3].add_(1.0)
 
 
 def _unbind(h: Any) -> None:
@@ -399,7 +400,9 @@ def test_nothing_saved_runs_nothing(model: Any, bare: Any) -> None:
 
 def test_a_forward_stops_after_the_last_site_needed(model: Any, bare: Any) -> None:
     calls = []
-    handles = [layer.register_forward_hook(lambda *_, k=k: calls.append(k)) for k, layer in enumerate(bare.transformer.h)]
+    handles = [
+        layer.register_forward_hook(lambda *_, k=k: calls.append(k)) for k, layer in enumerate(bare.transformer.h)
+    ]
     try:
         with model.trace(PROMPT):
             model.layers[1].mlp.output.save()

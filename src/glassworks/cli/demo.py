@@ -52,8 +52,7 @@ def demo(
     _answers(show, model)
     lens = _lens(show, model, out)
     sweep = _patch(show, model, out)
-    _shared(show, lens, sweep)
-    (out / "graph.txt").write_text(f"{lens.graph}\n\n{sweep.graph}\n")
+    _shared(show, lens, sweep, out)
     _end(show, out, time.monotonic() - begun)
     if show.failed:
         raise typer.Exit(1)
@@ -149,10 +148,11 @@ def _flip(word: str) -> str:
     return "[dim]·[/]" if word == ANSWER else f"[bold green]{escape(word.strip())}[/]"
 
 
-def _shared(show: _Show, lens: "Lens", sweep: "Sweep") -> None:
+def _shared(show: _Show, lens: "Lens", sweep: "Sweep", out: Path) -> None:
     from glassworks.serve.supervise import running_service
 
     show.title(f"4  The same as data: a service on this machine, {CLIENTS} clients at once")
+    (out / "graph.txt").write_text(f"{lens.graph}\n\n{sweep.graph}\n")
     size_kib = len(sweep.graph.encode()) / 1024
     show.say(f"  What travels is the graph: {len(sweep.graph)} nodes, {size_kib:.0f} KiB. No code does.")
     with running_service("toy") as running, ThreadPoolExecutor(CLIENTS) as pool:

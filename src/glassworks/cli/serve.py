@@ -16,7 +16,9 @@ def serve(
     port: Annotated[int, typer.Option(help="Port; 0 takes any that is free.", min=0, max=65535)] = 8000,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(help="A key that is let in; repeat it for several. Without one, one is made and printed."),
+        typer.Option(
+            envvar="GLASSWORKS_API_KEY", help="A key that is let in; repeat it for several. Without one, one is made."
+        ),
     ] = None,
 ) -> None:
     """Example: glassworks serve toy --port 8000

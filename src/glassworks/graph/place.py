@@ -195,16 +195,16 @@ class _Placer:
         inner = sorted(needed.difference(prelude))
         groups = self._groups(inner, row_counts, rows)
         forwards = tuple(self._forward(number, invokes, inner, groups) for number, invokes in groups)
+        gradients = [n for n in needed if self.nodes[n].kind in ("grad", "grad_write")]
+        bases = frozenset(base_of(self.nodes, self.nodes[n].deps[0]) for n in gradients)
         return Plan(
             prelude=prelude,
             forwards=forwards,
             needed=needed,
-            releases={} if self.generating else _releases(self.nodes, prelude, forwards),
+            releases={} if self.generating else _releases(self.nodes, prelude, forwards, bases),
             steps=tuple(self.steps),
             crossing=frozenset(d for n in inner for d in self.nodes[n].deps if self._crosses(d, n)),
-            bases=frozenset(
-                self._base(self.nodes[n].deps[0]) for n in needed if self.nodes[n].kind in ("grad", "grad_write")
-            ),
+            bases=bases,
         )
 
     def _crosses(self, value: int, user: int) -> bool:
@@ -213,9 +213,6 @@ class _Placer:
             and self.event_of[value] != BEFORE
             and self.pass_of[value] < self.pass_of[user]
         )
-
-    def _base(self, n: int) -> int:
-        return base_of(self.nodes, n)
 
     def _participants(self, inner: list[int]) -> dict[int, set[int]]:
         everyone = set(range(self.graph.invokes))
@@ -380,13 +377,13 @@ def _one_leaf(structure: Any) -> bool:
 
 
 def _releases(
-    nodes: Sequence[Node], prelude: tuple[int, ...], forwards: tuple[Forward, ...]
+    nodes: Sequence[Node], prelude: tuple[int, ...], forwards: tuple[Forward, ...], bases: frozenset[int]
 ) -> dict[int, tuple[int, ...]]:
     """For each node the values that nothing needs once it has run (for the last time)."""
     last: dict[int, tuple[int, int, int]] = {}
     sequence = [(-1, 0, n) for n in prelude]
     sequence += [(k, event, n) for k, f in enumerate(forwards) for event, members in f.actions for n in members]
-    kept = {n for n in prelude if nodes[n].kind == "constant" and nodes[n].target}
+    kept = {n for n in prelude if nodes[n].kind == "constant" and nodes[n].target} | bases
     kept |= {d for _, _, n in sequence if nodes[n].kind in ("grad", "grad_write", "backward") for d in nodes[n].deps}
     final = {n: moment for moment in sequence for n in [moment[2]]}
     for moment in sequence:

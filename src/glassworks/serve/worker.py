@@ -34,7 +34,7 @@ _GRACE_S = 5
 
 def load_host(name: str, *, result_bytes: int) -> ModelHost:
     """The host of a model that `gw.load` can load. It has run once, so that its weights are here and it works."""
-    from glassworks.load import load
+    from glassworks.loading import load
     from glassworks.serve.connect import as_leaf
     from glassworks.trace.tensors import from_blob
 

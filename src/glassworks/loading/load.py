@@ -18,7 +18,7 @@ from glassworks.errors import ModelError
 from glassworks.graph.backend import Experiment, Generation, Inputs, Results
 from glassworks.graph.graph import Graph
 from glassworks.graph.sites import SiteTable
-from glassworks.load.wrap import local_backend
+from glassworks.loading.wrap import local_backend
 from glassworks.model.anatomy import build_table_fake
 from glassworks.model.text import TokenizerText
 from glassworks.trace.facade import Model

@@ -1,6 +1,6 @@
 """Where models come from: a Hugging Face id or folder, the bundled toy, or a module in memory."""
 
-from glassworks.load.load import load
-from glassworks.load.wrap import wrap
+from glassworks.loading.load import load
+from glassworks.loading.wrap import wrap
 
 __all__ = ["load", "wrap"]

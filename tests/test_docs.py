@@ -1,0 +1,48 @@
+"""Documents are current: the page of the commands, the code of the README, and links to files."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+WRITTEN_LATER = {"benchmarks/results"}
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+def test_the_page_of_the_commands_is_what_help_says():
+    spec = importlib.util.spec_from_file_location("write_docs", ROOT / "tools" / "write_docs.py")
+    write_docs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(write_docs)
+    assert write_docs.FILE.read_text() == write_docs.cli(), "run `make docs`"
+
+
+def test_the_code_of_the_readme_runs_and_prints_what_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "README.md"
+    namespace = {}
+    printed = []
+    for number, code in enumerate(blocks(page, "python")):
+        path = tmp_path / ("example.py" if number == 0 else f"block_{number}.py")
+        path.write_text(code)
+        exec(compile(code, str(path), "exec"), namespace)
+        printed.append(capsys.readouterr().out)
+    for line in blocks(page, "text")[0].splitlines():
+        assert line in printed[0].splitlines()
+    assert printed[1] == " Rome 1\n"
+
+
+def test_code_comes_by_the_tenth_line_of_the_readme():
+    assert "```python" in "\n".join((ROOT / "README.md").read_text().splitlines()[:10])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_files(page):
+    for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        if not link.startswith("http") and link.rstrip("/") not in WRITTEN_LATER:
+            assert (page.parent / link).exists(), link
