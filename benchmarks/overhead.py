@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/overhead.py [--rounds 400] [--out benchmarks/results]
 
-Two subjects: an MLP of 12 layers and a GPT-2 of 12 layers, both 64 wide with random weights. Each timed trace is a fresh
-block on a new input. Fixed cost of a trace: the time with one read, less the bare forward, less one read. Cost of a read:
-the slope between 1 and 12 reads. Figures are medians; the cold cost (the first trace of a new model) stands beside.
+Two subjects: an MLP of 12 layers and a GPT-2 of 12 layers, both 64 wide with random weights. Each timed trace is a
+fresh block on a new input. Fixed cost of a trace: the time with one read, less the bare forward, less one read. Cost of
+a read: the slope between 1 and 12 reads. Figures are medians; the cold cost (the first trace of a new model) stands
+beside.
 """
 
 import argparse
@@ -178,13 +179,9 @@ def report(result: dict[str, dict]) -> str:
         own = result[subject]
         rows.append(f"{subject}")
         rows += [f"  {name:<22} {us:>9.1f} us" for name, us in own["median_us"].items()]
-        fixed, read = (own["ours"][key] / own["nnsight"][key] for key in ("fixed_us", "read_us"))
-        rows.append(
-            f"  fixed cost of a trace  {own['ours']['fixed_us']:.1f} us, nnsight {own['nnsight']['fixed_us']:.1f} us: {fixed:.2f} times"
-        )
-        rows.append(
-            f"  cost of a read         {own['ours']['read_us']:.1f} us, nnsight {own['nnsight']['read_us']:.1f} us: {read:.2f} times"
-        )
+        for key, label in (("fixed_us", "fixed cost of a trace"), ("read_us", "cost of a read")):
+            ours, peer = own["ours"][key], own["nnsight"][key]
+            rows.append(f"  {label:<22} {ours:.1f} us, nnsight {peer:.1f} us: {ours / peer:.2f} times")
         rows.append(f"  outside a trace        {own['outside_a_trace']:.3f} times the bare module")
         rows.append(f"  first trace ever       {own['cold_s']:.2f} s")
     rows.append(

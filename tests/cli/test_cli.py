@@ -186,7 +186,7 @@ def test_a_dry_run_says_what_would_run_and_runs_nothing(run, graph, steps, monke
     monkeypatch.setattr("glassworks.trace.facade.Model.run", fail)
     _, out, _ = run("run", graph, EIFFEL, COLOSSEUM, "Rome is", "--rows", "2", "--dry-run")
     assert "3 prompts, 21 tokens, 2 batches of at most 2\n" in out
-    assert "5 of 5 nodes are needed, for 2 saves: word, resid\n" in out
+    assert "6 of 6 nodes are needed, for 2 saves: word, resid\n" in out
     assert "forward 1 of 1 for each batch: ends at logits, event" in out
     assert "at most 3 steps: ends at logits" in run("run", steps, "Rome is", "--max-new-tokens", "9", "--dry-run")[1]
 

@@ -24,7 +24,9 @@ def test_every_name_is_bound(name):
 
 
 def test_nothing_that_reaches_storage_or_the_global_generator():
-    forbidden = "as_strided set_ resize_ data empty empty_like new_empty rand randn apply_ map_ share_memory_ view_as_real"
+    forbidden = (
+        "as_strided set_ resize_ data empty empty_like new_empty rand randn apply_ map_ share_memory_ view_as_real"
+    )
     assert not set(forbidden.split()) & set(OPERATIONS)
 
 

@@ -1,9 +1,9 @@
 """Placement: passes, events, what is dropped, what is refused."""
 
 import pytest
-from families import FAMILIES
 
 import glassworks as gw
+from families import FAMILIES
 from glassworks.graph.place import place
 
 

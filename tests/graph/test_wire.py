@@ -45,7 +45,9 @@ ARGUMENTS = [
 
 @pytest.mark.parametrize("argument", ARGUMENTS, ids=repr)
 def test_arguments_come_back_exactly(argument):
-    graph = Graph((Node("input", "x", (), (), (), -1, None), Node("call", "add", (Ref(0), argument), (), (0,), -1, None)))
+    graph = Graph(
+        (Node("input", "x", (), (), (), -1, None), Node("call", "add", (Ref(0), argument), (), (0,), -1, None))
+    )
     back = Graph.decode(graph.encode())
     assert back == graph
     assert hash(back) == hash(graph)
@@ -62,7 +64,9 @@ def test_nan_survives():
 def test_equal_looking_numbers_are_different_graphs():
     one, real, true = (Graph((Node("call", "add", (value,), (), (), -1, None),)) for value in (1, 1.0, True))
     assert one != real != true != one
-    assert Graph((Node("call", "add", (-0.0,), (), (), -1, None),)) != Graph((Node("call", "add", (0.0,), (), (), -1, None),))
+    assert Graph((Node("call", "add", (-0.0,), (), (), -1, None),)) != Graph(
+        (Node("call", "add", (0.0,), (), (), -1, None),)
+    )
 
 
 def test_constants_count_by_value_and_lines_do_not():

@@ -186,7 +186,15 @@ def test_the_schema_describes_the_run(app: Any) -> None:
     assert "/v1/models/{name}/sites" in schema["paths"]
 
 
-HEAVY = ("torch", "transformers", "numpy", "glassworks.run", "glassworks.engine", "glassworks.loading", "glassworks.trace")
+HEAVY = (
+    "torch",
+    "transformers",
+    "numpy",
+    "glassworks.run",
+    "glassworks.engine",
+    "glassworks.loading",
+    "glassworks.trace",
+)
 
 
 @pytest.mark.parametrize(

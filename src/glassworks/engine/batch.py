@@ -108,7 +108,8 @@ def _merged_kwargs(invokes: Sequence[Rows], device: torch.device | None) -> dict
 def placed(value: Any, device: torch.device | None) -> Any:
     """A tree of arguments with its tensors on the device of use."""
     if isinstance(value, torch.Tensor):
-        return value if device is None else value.to(device)
+        own = value.clone() if value.is_inference() else value  # gradients may have to pass it
+        return own if device is None else own.to(device)
     if isinstance(value, TensorConstant | Blob):
         return placed(as_tensor(value), device)
     if isinstance(value, list | tuple) and type(value) in (list, tuple):

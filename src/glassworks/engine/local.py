@@ -64,8 +64,12 @@ class LocalBackend:
         plan = place_inputs(graph, table, inputs, generating=generation is not None)
         frame = Frame(graph, plan, named=inputs.named, device=self.runtime.device, parameter=self.runtime.parameter)
         run = _Run(self, table, frame, inputs, generation)
-        with torch.no_grad():
-            run.everything(plan)
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                run.everything(plan)
+        else:
+            with torch.no_grad():
+                run.everything(plan)
         return Results(frame.saves, run.forwards, run.alive, frame.gradients)
 
 
@@ -85,7 +89,8 @@ class _Run:
 
     def everything(self, plan: Plan) -> None:
         if plan.prelude:
-            self._interpreter(_NOTHING, {}, ()).prelude()
+            with torch.set_grad_enabled(self.frame.takes_gradients):
+                self._interpreter(_NOTHING, {}, ()).prelude()
         for forward in plan.forwards:
             if self.table.plain:
                 self._plain(forward)

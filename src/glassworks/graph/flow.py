@@ -19,12 +19,9 @@ _EVERY_STEP: Steps = (0, None)
 
 def effects(graph: Graph) -> Iterator[int]:
     """The nodes for whose sake a graph runs: saves, and backwards that train captured tensors."""
-    trained = {n for n, node in enumerate(graph.nodes) if node.kind == "constant" and node.target}
-    backwards = any(node.kind == "backward" for node in graph.nodes) if trained else False
+    trains = any(node.kind == "constant" and node.target for node in graph.nodes)
     for n, node in enumerate(graph.nodes):
-        if trained and backwards and not trained.isdisjoint(node.deps):
-            trained.add(n)
-        if node.kind == "save" or (node.kind == "backward" and n in trained):
+        if node.kind == "save" or (trains and node.kind == "backward"):
             yield n
 
 

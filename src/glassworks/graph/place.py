@@ -8,6 +8,7 @@ pass ends after the last event that it needs. A cycle is the error of using a va
 Knows nothing of tensors. The result depends only on the structure of the graph and on the table, and is kept there.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -356,8 +357,16 @@ class _Placer:
             if ready and _one_leaf(self.table.event_of(self.site[n]).structure) and self.site[n].can_be_shared:
                 own = set(invokes) if self.nodes[n].invoke == ALL_ROWS else {self.nodes[n].invoke}
                 skipping.setdefault(self.table.event_of(self.site[n]).path, set()).update(own)
+        for n in mine:
+            if self.nodes[n].kind == "read" and self._precedes_a_skip(n, mine):
+                skipping.pop(self.table.event_of(self.site[n]).path, None)
         full = {path for path, rows in skipping.items() if rows == set(invokes)}
         return frozenset(path for path in full if not self._looked_into(path, mine))
+
+    def _precedes_a_skip(self, n: int, mine: list[int]) -> bool:
+        """Whether a read stands above the line of a skip at its event: it reads the module's own output."""
+        order = self.site[n].order
+        return any(self.nodes[s].kind == "skip" and self.site[s].order == order and n < s for s in mine)
 
     def _looked_into(self, path: str, mine: list[int]) -> bool:
         span = self.table.by_event[(path, "input", 0)], self.table.by_event[(path, "output", 0)]
@@ -390,7 +399,8 @@ def _releases(
         for d in nodes[moment[2]].deps:
             last[d] = moment
     releases: dict[int, list[int]] = {}
+    repeated = {n for n, times in Counter(n for _, _, n in sequence).items() if times > 1}
     for value, moment in last.items():
-        if value not in kept and final[moment[2]] == moment:
+        if value not in kept and moment[2] not in repeated and final[moment[2]] == moment:
             releases.setdefault(moment[2], []).append(value)
     return {n: tuple(values) for n, values in releases.items()}

@@ -50,7 +50,7 @@ class EagerRuntime:
         if cache is not None:
             inputs = {**inputs, "use_cache": True, **cache}
         if any(i.forward.has_backward for i in interpreters):
-            with torch.inference_mode(False), torch.enable_grad():
+            with torch.enable_grad():
                 returned = self._watched(args, inputs, interpreters)
         else:
             returned = self._watched(args, inputs, interpreters)

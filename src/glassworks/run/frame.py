@@ -47,6 +47,8 @@ class Frame:
         own = self.nodes[node]
         tensor = as_tensor(self.graph.constants[own.args[0]]).detach()
         tensor = self._placed(tensor)
+        if self.takes_gradients and tensor.is_inference():
+            tensor = tensor.clone()
         return tensor.detach().requires_grad_() if own.target and self.takes_gradients else tensor
 
     def input(self, name: str) -> torch.Tensor:

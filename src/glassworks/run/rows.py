@@ -53,9 +53,7 @@ class Leaf:
             return self._unfolded(self.raw)
         value = self._narrow(self._unfolded(self.raw), slot)
         mask = self._mask(slot, value)
-        return (
-            value if mask is None else torch.where(mask, value, torch.zeros((), dtype=value.dtype, device=value.device))
-        )
+        return value if mask is None else torch.where(mask, value, _zero(value))
 
     def write(self, invoke: int, value: torch.Tensor, *, exact: bool = False) -> None:
         """Make `value`, cast and broadcast, the invoke's current value. `exact`: it has the form already."""
@@ -63,6 +61,8 @@ class Leaf:
         if not exact:
             old = self.read(invoke) if old is None else old
             value = _fitted(value, old)
+            mask = self._mask(self._slots[invoke], value)
+            value = value if mask is None else torch.where(mask, value, _zero(value))
         if invoke == ALL_ROWS:
             self._settle()
         self._pieces[invoke] = value
@@ -140,6 +140,10 @@ class Leaf:
                 mask = slot.mask[label].reshape(shape)
                 found = mask if found is None else found & mask
         return found
+
+
+def _zero(like: torch.Tensor) -> torch.Tensor:
+    return torch.zeros((), dtype=like.dtype, device=like.device)
 
 
 def _fitted(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

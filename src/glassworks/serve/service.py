@@ -109,7 +109,8 @@ class Service:
         try:
             return self._hosts[name].request(method, path, body)
         except RemoteError as error:
-            _LOG.warning("no answer from the worker of %s: %s", name, error)
+            if path != "/healthz":  # asked over and over while the worker starts; the answer says it
+                _LOG.warning("no answer from the worker of %s: %s", name, error)
             raise RemoteError(
                 f"the worker that holds {name!r} is not there, or ended during this request; try again in "
                 f"{RETRY_AFTER_S} s"

@@ -128,7 +128,8 @@ class Block:
     def deliver(self, results: Results) -> None:
         """Hand the backend's answer to the saved Values."""
         found = results.saves
-        for value, name in self._own().saved:
+        for kept, value, name in self._own().saved:
+            kept.deliver(found[name])
             value.deliver(found[name])
         for number, gradient in results.gradients.items():
             tensor = as_tensor(self.graph.constants[number])

@@ -38,7 +38,7 @@ class Cache(Mapping[str, Any]):
         recorder.invoke, recorder.steps, recorder.single = self._scope
         for name in self.names:
             value = Value(recorder, recorder.read(name, self._line), self._line, name)
-            recorder.save(value, None if recorder.is_name(name) else name, None, self._line)
+            recorder.save(value, value, None if recorder.is_name(name) else name, None, self._line)
             self._values[name] = value
         recorder.invoke, recorder.steps, recorder.single = before
 

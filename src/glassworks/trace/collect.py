@@ -4,6 +4,7 @@ Which axis of a saved value holds rows and which holds tokens is worked out on m
 be taken off, ragged rows come back as lists, and means count real rows and tokens only.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,22 +38,22 @@ class _Source:
 
 
 def axes_of_saves(graph: Graph, table: SiteTable) -> dict[str, tuple[Any, ...]]:
-    """Save name -> the labels of its axes: `batch`, `seq`, `source`, or a size."""
+    """Save name -> the labels of its axes: `batch`, `seq`, `source`, or a size. Of many steps: as in the first."""
     constants = tuple(TensorConstant(as_tensor(constant)) for constant in graph.constants)
     source = _Source(graph.nodes, graph.lines, constants, table)
-    pair = [Shapes(source, partial(_always, sizes)) for sizes in _SIZES]
+    pair = [Shapes(source, partial(_sizes_at, sizes)) for sizes in _SIZES]
     found = {}
     for n, node in enumerate(graph.nodes):
         if node.kind == "save":
             first, second = (shapes(n).shape for shapes in pair)
-            found[node.target] = tuple(
-                a if a == b else _LABELS.get((a, b), "?") for a, b in zip(first, second, strict=True)
-            )
+            sizes = zip(first, second, strict=True)
+            found[node.target] = tuple(a if a == b else _LABELS.get((a, b), "?") for a, b in sizes)
     return found
 
 
-def _always(sizes: Mapping[str, int | None], invoke: int, steps: Any) -> Mapping[str, int | None]:
-    return sizes
+def _sizes_at(sizes: Mapping[str, int | None], invoke: int, steps: Any) -> Mapping[str, int | None]:
+    """Steps after the first read one token."""
+    return {**sizes, "seq": 1} if steps is not None and steps[0] > 0 else sizes
 
 
 def run_over(
@@ -67,48 +68,63 @@ def run_over(
         backend.run(graph, Inputs((Rows(ids=tuple(chunk), kwargs=kwargs),), named=named), generation)
         for chunk in chunks
     ]
-    labels = axes_of_saves(graph, table) if generation is None else {}
-    values = {}
+    labels = axes_of_saves(graph, table)
+    saves = {}
     for node in graph.nodes:
         if node.kind == "save":
-            parts = [results[node.target] for results in done]
-            options = dict(node.kwargs)
-            values[node.target] = _join(node.target, parts, chunks, labels.get(node.target), options.get("reduce"))
+            join = _Join(node.target, chunks, labels[node.target], "source" if table.encoder_decoder else "seq")
+            saves[node.target] = join.all([results[node.target] for results in done], dict(node.kwargs).get("reduce"))
     alive = tuple(rows_alive for results in done for rows_alive in results.alive)
-    return Results(values, sum(results.forwards for results in done), alive)
+    return Results(saves, sum(results.forwards for results in done), alive)
 
 
-def _join(
-    name: str, parts: Sequence[Any], chunks: Sequence[Any], labels: tuple[Any, ...] | None, reduce: str | None
-) -> Any:
-    if labels is None or "batch" not in labels:
-        if len(parts) == 1 and reduce is None:
-            return parts[0]
-        raise GraphError(
-            f"the save {name!r} has no axis of rows that could be joined or reduced over {len(chunks)} passes; "
-            f"give it one, or raise rows="
-        )
-    pieces = [piece for part, chunk in zip(parts, chunks, strict=True) for piece in _by_row(part, chunk, labels)]
-    if reduce is not None:
-        return _reduced(pieces, labels, reduce)
-    axis = labels.index("batch")
-    if len({tuple(piece.shape) for piece in pieces}) == 1:
-        return torch.cat(pieces, dim=axis)
-    return [piece.squeeze(axis) for piece in pieces]
+@dataclass(frozen=True, slots=True)
+class _Join:
+    """How the parts of one save, a part a pass, become one value. `tokens`: the axis of the prompts' tokens."""
 
+    name: str
+    chunks: Sequence[Sequence[tuple[int, ...]]]
+    labels: tuple[Any, ...]
+    tokens: str
 
-def _by_row(part: torch.Tensor, chunk: Sequence[tuple[int, ...]], labels: tuple[Any, ...]) -> list[torch.Tensor]:
-    """A tensor a row, of that row's own tokens."""
-    axis = labels.index("batch")
-    tokens = "source" if "source" in labels else "seq"
-    pieces = []
-    for k, ids in enumerate(chunk):
-        piece = part.narrow(axis, k, 1)
-        for other, label in enumerate(labels):
-            if label == tokens and piece.shape[other] == max(len(row) for row in chunk):
-                piece = piece.narrow(other, piece.shape[other] - len(ids), len(ids))
-        pieces.append(piece)
-    return pieces
+    def all(self, parts: Sequence[Any], reduce: str | None) -> Any:
+        if not any(isinstance(part, list) for part in parts):
+            return self.one(parts, reduce)
+        steps = max(len(part) for part in parts)
+        return [self.one([part[k] if k < len(part) else None for part in parts], reduce) for k in range(steps)]
+
+    def one(self, parts: Sequence[Any], reduce: str | None) -> Any:
+        """The value of one step; a part that had ended by then is None, and its rows hold zeros."""
+        if "batch" not in self.labels:
+            if len(parts) == 1 and reduce is None:
+                return parts[0]
+            raise GraphError(
+                f"the save {self.name!r} has no axis of rows that could be joined or reduced over {len(parts)} passes; "
+                f"give it one, or raise rows="
+            )
+        pieces = [piece for part, chunk in zip(parts, self.chunks, strict=True) for piece in self._by_row(part, chunk)]
+        if reduce is not None:
+            return _reduced([piece for piece in pieces if piece is not None], self.labels, reduce)
+        like = next(piece for piece in pieces if piece is not None)
+        full = [torch.zeros_like(like) if piece is None else piece for piece in pieces]
+        axis = self.labels.index("batch")
+        if len({tuple(piece.shape) for piece in full}) == 1:
+            return torch.cat(full, dim=axis)
+        return [piece.squeeze(axis) for piece in full]
+
+    def _by_row(self, part: torch.Tensor | None, chunk: Sequence[tuple[int, ...]]) -> list[torch.Tensor | None]:
+        """A tensor a row, of that row's own tokens."""
+        if part is None:
+            return [None] * len(chunk)
+        axis, longest = self.labels.index("batch"), max(len(row) for row in chunk)
+        pieces: list[torch.Tensor | None] = []
+        for k, ids in enumerate(chunk):
+            piece = part.narrow(axis, k, 1)
+            for other, label in enumerate(self.labels):
+                if label == self.tokens and piece.shape[other] == longest:
+                    piece = piece.narrow(other, longest - len(ids), len(ids))
+            pieces.append(piece)
+        return pieces
 
 
 def _reduced(pieces: Sequence[torch.Tensor], labels: tuple[Any, ...], reduce: str) -> torch.Tensor:
@@ -116,11 +132,5 @@ def _reduced(pieces: Sequence[torch.Tensor], labels: tuple[Any, ...], reduce: st
     axes = [k for k, label in enumerate(labels) if label in ("batch", "seq", "source")]
     total = torch.stack([piece.double().sum(dim=axes) for piece in pieces]).sum(dim=0)
     if reduce == "mean":
-        count = 0
-        for piece in pieces:
-            own = 1
-            for axis in axes:
-                own *= piece.shape[axis]
-            count += own
-        total = total / count
+        total = total / sum(math.prod(piece.shape[axis] for axis in axes) for piece in pieces)
     return total.to(pieces[0].dtype) if pieces[0].is_floating_point() else total

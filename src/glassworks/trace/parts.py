@@ -329,6 +329,14 @@ class Structure(SimpleNamespace):
     def __getitem__(self, key: Any) -> Any:
         return self.__dict__[key] if isinstance(key, str) else list(self.__dict__.values())[key]
 
+    def __setitem__(self, key: str, value: Any) -> None:
+        """Write to the site of one tensor of the mapping."""
+        held, line = self.__dict__[key], caller()
+        if not isinstance(held, Value) or held._site is None:
+            raise GraphError(f"{key!r} of this mapping is no tensor of the model's\n  at {line}")
+        block = held._block
+        block.write(held._site, block.node_of(value, line), line)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.__dict__)
 

@@ -115,7 +115,7 @@ class Recorder:
         self.needs_steps = False
         self.is_edit = False
         self.waiting: Callable[[], None] | None = None
-        self.saved: list[tuple[Any, str]] = []
+        self.saved: list[tuple[Any, Any, str]] = []
         self.at_end: list[Callable[[Recorder], None]] = []
         self.partner: Any = None
         self.shape_of: Callable[[int], Any] | None = None
@@ -159,8 +159,8 @@ class Recorder:
         """How often a site was written in this block: a handle from before a write is stale."""
         return self._written.get(name, 0)
 
-    def save(self, value: Any, name: str | None, reduce: str | None, line: Line) -> None:
-        """Record that a Value is kept, under a name of its own."""
+    def save(self, value: Any, kept: Any, name: str | None, reduce: str | None, line: Line) -> None:
+        """Record that a Value is kept, under a name of its own; `kept` is what holds on to what it is now."""
         names = self._names
         if name is None:
             name = str(len(names))
@@ -172,7 +172,7 @@ class Recorder:
             kwargs = (("reduce", reduce), *kwargs)
         n = value._node if value._block is self else value.node_in(self, line)
         self.add(_new(Node, ("save", name, (_new(Ref, (n,)),), kwargs, (n,), ALL_ROWS, None)), line)
-        self.saved.append((value, name))
+        self.saved.append((kept, value, name))
 
     def is_name(self, name: str) -> bool:
         """Whether a save has this name already."""

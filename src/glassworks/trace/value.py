@@ -35,6 +35,7 @@ class Value:
         "_result",
         "_site",
         "_version",
+        "_view",
     )
 
     def __init__(self, block: Recorder, node: int, line: Line, site: str | None = None) -> None:
@@ -45,6 +46,7 @@ class Value:
         self._version = block._written.get(site, 0) if site is not None else 0
         self._parent: Value | None = None
         self._echo: Any = None
+        self._view = -1
         self._result: Any = _NOTHING
 
     # What a Value is.
@@ -82,7 +84,7 @@ class Value:
         )
 
     def save(self, name: str | None = None, reduce: str | None = None) -> "Value":
-        """Keep the value: after the block this Value acts as its tensor.
+        """Keep the value: after the block this Value, and the one returned, act as its tensor.
 
         Args:
             name: under which results and stored graphs know it; numbered if not given.
@@ -91,8 +93,17 @@ class Value:
         block, line = self._block, caller()
         if reduce is not None and reduce not in ("mean", "sum"):
             raise GraphError(f"reduce must be 'mean', 'sum' or None, got {reduce!r}\n  at {line}")
-        block.save(self, name, reduce, line)
-        return self
+        kept = self._twin()
+        block.save(self, kept, name, reduce, line)
+        return kept
+
+    def _twin(self) -> "Value":
+        """Another handle on what this one is now, so that a save stays what it was when this one moves on."""
+        twin = Value.__new__(Value)
+        twin._block, twin._node, twin._line, twin._site = self._block, self._node, self._line, self._site
+        twin._version, twin._parent, twin._view = self._version, self._parent, self._view
+        twin._echo, twin._result = None, _NOTHING
+        return twin
 
     def deliver(self, result: Any) -> None:
         """The backend's answer for this value."""
@@ -191,7 +202,7 @@ class Value:
     def _join(self, parent: "Value") -> None:
         """Remember a view of a site's value, so that writing to it writes to the site."""
         if (parent._site is not None or parent._parent is not None) and is_view(self._own()):
-            self._parent = parent
+            self._parent, self._version, self._view = parent, parent._version, self._node
 
     def _own(self) -> Node:
         node = self._block.nodes[self._node]
@@ -215,34 +226,46 @@ class Value:
     def in_place(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any], line: Line) -> "Value":
         """An operation in place: on a site's value or a view of one it writes; on any other it moves this handle on."""
         block = self._block
+        chain = self._chain(line)
         new = block.call(target, (self, *args), kwargs, line)
-        if self._site is None and self._parent is None:
+        if chain:
+            self._write_through(chain, new._node, line)
+        else:
             self._node = new._node
-            return self
-        self._write_through(new._node, line)
         return self
 
-    def _write_through(self, new: int, line: Line) -> None:
-        """Replace this value, a site's or a view of one, by node `new`, up to the site."""
+    def _chain(self, line: Line) -> "list[Value]":
+        """This value, the one that it is a view of, and so on to the site's; each as it is now. Empty: no site's."""
         chain: list[Value] = [self]
         while chain[-1]._parent is not None:
             chain.append(chain[-1]._parent)
-        root, block = chain[-1], self._block
-        assert root._site is not None
-        if root._version != block.version(root._site):
+        root = chain[-1]
+        if root._site is None:
+            return []
+        now = self._block.version(root._site)
+        if root._version != now:
             raise WriteError(
                 f"{root._site} was written since this value was read; read it again to write to it\n"
-                f"  read at  {root._line}\n  write at {line}"
+                f"  read at  {self._line}\n  write at {line}"
             )
-        views = [value._node for value in reversed(chain[:-1])]
+        for value in reversed(chain[:-1]):
+            if value._version != now:  # another view of the same value was written
+                value._node, value._version = value._replay(line), now
+        return chain
+
+    def _write_through(self, chain: "list[Value]", new: int, line: Line) -> None:
+        """Replace this value, a site's or a view of one, by node `new`, up to the site."""
+        root, block = chain[-1], self._block
+        assert root._site is not None
+        views = [value._view for value in reversed(chain[:-1])]
         whole = new if not views else self._update(root._node, views, new, line)
         block.write(root._site, whole, line)
-        root._node = whole
-        root._version = block.version(root._site)
-        self._node = new
-        for value in chain[1:-1]:
-            value._node = self._replay(value, line)
-        self._echo = (len(block.nodes), block.nodes[views[-1]].args[-1]) if views else None
+        root._node, self._node = whole, new
+        for value in chain:
+            value._version = block.version(root._site)
+        for value in reversed(chain[1:-1]):
+            value._node = value._replay(line)
+        self._echo = (len(block.nodes), block.nodes[self._view].args[-1]) if views else None
 
     def _update(self, base: int, views: list[int], new: int, line: Line) -> int:
         """A copy of node `base` in which the view that `views` lead to is overwritten by node `new`."""
@@ -250,11 +273,11 @@ class Value:
         args = (Ref(base), tuple(_view_step(block, n) for n in views), Ref(new))
         return block.add(Node("update", "", args, (), tuple(refs_in(args)), ALL_ROWS, None), line)
 
-    def _replay(self, value: "Value", line: Line) -> int:
-        """The view that `value` is of its parent, taken again now that the parent has moved on."""
+    def _replay(self, line: Line) -> int:
+        """The view that this is of its parent, taken again now that the parent has moved on."""
         block = self._block
-        assert value._parent is not None
-        base, node = value._parent._node, block.nodes[value._node]
+        assert self._parent is not None
+        base, node = self._parent._node, block.nodes[self._view]
         call = block.nodes[node.deps[0]] if node.kind == "item" else node
         fresh = block.add(call._replace(args=(Ref(base), *call.args[1:]), deps=(base, *call.deps[1:])), line)
         if node.kind != "item":
