@@ -4,8 +4,8 @@
 
 Two subjects: an MLP of 12 layers and a GPT-2 of 12 layers, both 64 wide with random weights. Each timed trace is a
 fresh block on a new input. Fixed cost of a trace: the time with one read, less the bare forward, less one read. Cost of
-a read: the slope between 1 and 12 reads. Figures are medians; the cold cost (the first trace of a new model) stands
-beside.
+a read: the slope between 1 and 12 reads. On the GPT-2 the fixed cost comes out negative: a trace of the last layer ends
+before the head. Figures are medians; the cold cost (the first trace of a new model) stands beside.
 """
 
 import argparse

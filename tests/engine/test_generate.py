@@ -1,4 +1,4 @@
-# ruff: noqa: PT012, SIM117
+# ruff: noqa: SIM117
 """Generation: steps, results, rows that end, sampling; transformers' own `generate` is the oracle."""
 
 from typing import Any

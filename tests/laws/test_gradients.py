@@ -1,4 +1,4 @@
-# ruff: noqa: PT012, SIM117
+# ruff: noqa: SIM117
 """Gradients against plain autograd: tensor hooks on the bare module, here and remotely."""
 
 from typing import Any

@@ -1,4 +1,3 @@
-# ruff: noqa: PT012
 """Plain modules, and that a wrapped module by itself is the module it was."""
 
 import copy

@@ -1,4 +1,3 @@
-# ruff: noqa: PT012
 """Recorded graphs, runs over many prompts, edits, caches; text in blocks."""
 
 from importlib.resources import files

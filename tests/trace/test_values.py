@@ -1,4 +1,3 @@
-# ruff: noqa: PT012
 """Values: symbolic in a block, tensors after it."""
 
 import copy

@@ -1,4 +1,3 @@
-# ruff: noqa: PT012
 """Writes: what in place means, what is cast, what is refused, and in which order lines count."""
 
 from typing import Any

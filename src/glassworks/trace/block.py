@@ -129,8 +129,7 @@ class Block:
         """Hand the backend's answer to the saved Values."""
         found = results.saves
         for kept, value, name in self._own().saved:
-            kept.deliver(found[name])
-            value.deliver(found[name])
+            kept.deliver(found[name], value)
         for number, gradient in results.gradients.items():
             tensor = as_tensor(self.graph.constants[number])
             torch.autograd.backward([tensor], [gradient.to(tensor.device)])

@@ -105,9 +105,9 @@ class Value:
         twin._echo, twin._result = None, _NOTHING
         return twin
 
-    def deliver(self, result: Any) -> None:
-        """The backend's answer for this value."""
-        self._result = result
+    def deliver(self, result: Any, also: "Value") -> None:
+        """The backend's answer for this value, and for the handle that it was saved through."""
+        self._result = also._result = result
 
     # Shape, without running.
 
