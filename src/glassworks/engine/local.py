@@ -19,6 +19,7 @@ from glassworks.graph.graph import Graph
 from glassworks.graph.nodes import ALL_ROWS
 from glassworks.graph.place import Forward, Plan, place_inputs
 from glassworks.graph.sites import SiteTable
+from glassworks.run.base import Runtime
 from glassworks.run.frame import Frame
 from glassworks.run.interpret import Interpreter
 from glassworks.run.rows import Slot
@@ -37,7 +38,7 @@ class LocalBackend:
 
     def __init__(
         self,
-        runtime: Any,
+        runtime: Runtime,
         table: SiteTable | Callable[[Inputs | None], SiteTable],
         *,
         defaults: Mapping[str, Any] | None = None,

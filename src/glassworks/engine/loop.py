@@ -4,27 +4,15 @@ Step 0 reads the prompt (of an encoder-decoder: the encoder's prompt and the sta
 The loop knows nothing of graphs: interpreters see the sites of each step as it is performed.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from glassworks.engine.batch import Batch
 from glassworks.engine.sampling import Sampler
+from glassworks.run.base import Runtime
 from glassworks.run.interpret import Interpreter
-
-
-class Runtime(Protocol):
-    """What performs forward steps."""
-
-    def step(
-        self,
-        args: Sequence[Any],
-        inputs: Mapping[str, Any],
-        interpreters: Sequence[Interpreter],
-        cache: dict[str, Any] | None = None,
-    ) -> Any:
-        """One forward pass; see `run.eager`."""
 
 
 class Generated:

@@ -38,15 +38,7 @@ class EagerRuntime:
         interpreters: Sequence[Interpreter],
         cache: dict[str, Any] | None = None,
     ) -> Any:
-        """One forward pass, in the caller's grad mode (which a backward overrides).
-
-        Args:
-            args, inputs: what the module is called with. interpreters: the graphs that take part.
-            cache: of a generation: kept from step to step by the caller, filled here; None: no cache.
-
-        Returns:
-            What the module returned; None if the pass ended at the last event that was needed.
-        """
+        """One forward pass; see `base`."""
         if cache is not None:
             inputs = {**inputs, "use_cache": True, **cache}
         if any(i.forward.has_backward for i in interpreters):

@@ -50,7 +50,7 @@ class StagedRuntime:
 
     @property
     def unembed(self) -> Any:
-        """See `EagerRuntime`."""
+        """From the last residual to the logits."""
         return self._whole.unembed
 
     @unembed.setter
@@ -77,7 +77,7 @@ class StagedRuntime:
         interpreters: Sequence[Interpreter],
         cache: dict[str, Any] | None = None,
     ) -> Any:
-        """One forward pass in two halves; as `EagerRuntime.step`."""
+        """One forward pass in two halves; see `base`."""
         if any(interpreter.forward.has_backward for interpreter in interpreters):
             raise ModelError("a pipeline of two stages takes no gradients; load the model in one")
         lasts = [interpreter.last for interpreter in interpreters]

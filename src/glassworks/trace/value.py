@@ -6,7 +6,7 @@ whatever used or saved it before keeps what it was. After the block a saved Valu
 """
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -16,13 +16,14 @@ from glassworks.graph.nodes import ALL_ROWS, Line, Node, Ref, refs_in
 from glassworks.graph.text import argument as spell
 from glassworks.graph.views import is_view
 from glassworks.trace import binding
+from glassworks.trace.operators import Operators
 from glassworks.trace.positions import Positions, with_positions
 from glassworks.trace.recorder import Recorder, caller
 
 _NOTHING = object()
 
 
-class Value:
+class Value(Operators):
     """A tensor of the forward pass that has a name but, until the block ends, no numbers."""
 
     __slots__ = (
@@ -176,6 +177,16 @@ class Value:
         if value is None:
             return func(*_plain(args), **_plain(kwargs))
         return value._block.function(func, args, kwargs)
+
+    def _perform(self, name: str, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._result is not _NOTHING:
+            return getattr(self._result, name)(*_plain(args), **_plain(kwargs))
+        return self._call(target, args, kwargs)
+
+    def _perform_in_place(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._block.closed:
+            return getattr(self.value, target)(*_plain(args), **_plain(kwargs))
+        return self.in_place(target, args, kwargs, caller())
 
     def _call(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         block = self._recording(args)
@@ -433,44 +444,3 @@ def _plain(tree: Any) -> Any:
 def values(tree: Any) -> Any:
     """The tensors of saved Values in any nesting of lists, tuples and dicts."""
     return _plain(tree)
-
-
-def _method(target: str) -> Callable[..., Any]:
-    def method(self: Value, *args: Any, **kwargs: Any) -> Any:
-        if self._result is not _NOTHING:
-            return getattr(self._result, method.__name__)(*_plain(args), **_plain(kwargs))
-        return self._call(target, args, kwargs)
-
-    return method
-
-
-def _in_place_method(target: str) -> Callable[..., Any]:
-    def method(self: Value, *args: Any, **kwargs: Any) -> Any:
-        if self._block.closed:
-            return getattr(self.value, target)(*_plain(args), **_plain(kwargs))
-        return self.in_place(target, args, kwargs, caller())
-
-    return method
-
-
-def _install() -> None:
-    """Give Value the methods and operators of a tensor, from the table of operations."""
-    for name, target in binding.attributes().items():
-        if name in Value.__dict__:
-            continue
-        method = (_in_place_method if name.endswith("_") else _method)(target)
-        method.__name__ = method.__qualname__ = name
-        setattr(Value, name, method)
-    plain = "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul eq ne lt le gt ge"
-    for name in f"{plain} and or xor invert lshift rshift neg abs".split():
-        dunder = f"__{name}__"
-        method = _method(binding.name_of(getattr(torch.Tensor, dunder)))
-        method.__name__ = method.__qualname__ = dunder
-        setattr(Value, dunder, method)
-    for name in ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"]:
-        function = getattr(torch.Tensor, f"__i{name}__", None)
-        if function is not None and name != "matmul":
-            setattr(Value, f"__i{name}__", _in_place_method(binding.name_of(function)))
-
-
-_install()
