@@ -41,7 +41,7 @@ docs: install
 
 bench: install
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/overhead.py --out benchmarks/results
 
 toy: install
 	$(BIN)/python tools/train_toy.py
