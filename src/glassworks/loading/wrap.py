@@ -1,12 +1,13 @@
 """`gw.wrap`: a module in memory gets a runtime, a site table and a facade. It still behaves as before by itself."""
 
+from threading import Lock
 from typing import Any
 
 import torch
 
 from glassworks.engine.local import LocalBackend
 from glassworks.errors import InputError, ModelError
-from glassworks.graph.backend import Inputs
+from glassworks.graph.backend import Inputs, Rows
 from glassworks.graph.sites import SiteTable
 from glassworks.graph.wire import Blob
 from glassworks.model.anatomy import build_table
@@ -94,6 +95,7 @@ class PlainTables:
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
         self._by_shapes: dict[Any, SiteTable] = {}
+        self._lock = Lock()
         children = {
             path: tuple(name for name, _ in own.named_children())
             for path, own in module.named_modules(remove_duplicate=False)
@@ -119,10 +121,14 @@ class PlainTables:
         own = inputs.invokes[0]
         key = (_shapes(own.args), _shapes(tuple(own.kwargs.items())), self._module.training)
         table = self._by_shapes.get(key)
-        if table is None:
-            args, kwargs = _tensors(own.args), _tensors(dict(own.kwargs))
-            table = self._by_shapes[key] = scan(self._module, inputs=(args, kwargs), plain=True)
-        return table
+        return self._scanned(key, own) if table is None else table
+
+    def _scanned(self, key: Any, own: Rows) -> SiteTable:
+        with self._lock:
+            if key not in self._by_shapes:
+                args, kwargs = _tensors(own.args), _tensors(dict(own.kwargs))
+                self._by_shapes[key] = scan(self._module, inputs=(args, kwargs), plain=True)
+            return self._by_shapes[key]
 
 
 def _shapes(tree: Any) -> Any:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 from unittest import mock
 
@@ -109,18 +110,22 @@ def pick(value: Any, item: Item) -> Any:
 
 @contextmanager
 def listening(module: nn.Module, listener: Listener) -> Iterator[None]:
-    """`listener` is told of every event, in order."""
+    """`listener` is told of every event of this thread, in order."""
     calls: Counter[str] = Counter()
+    thread = get_ident()
     running: list[int] = []
 
     def hook(child: nn.Module, path: str, stack: ExitStack) -> None:
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+            if get_ident() != thread:
+                return
             running.append(calls[path])
             calls[path] += 1
             listener(path, "input", running[-1], (args, kwargs))
 
         def after(_: nn.Module, args: Any, output: Any) -> None:
-            listener(path, "output", running.pop(), output)
+            if get_ident() == thread:
+                listener(path, "output", running.pop(), output)
 
         stack.callback(child.register_forward_pre_hook(before, with_kwargs=True).remove)
         stack.callback(child.register_forward_hook(after).remove)
