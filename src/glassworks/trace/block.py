@@ -21,7 +21,7 @@ from glassworks.trace.cache import Cache
 from glassworks.trace.einops_backend import register_with_einops
 from glassworks.trace.parts import Core, Part
 from glassworks.trace.positions import Positions
-from glassworks.trace.prompts import rows_of
+from glassworks.trace.prompts import prompt_rows
 from glassworks.trace.recorder import Recorder, caller
 from glassworks.trace.scopes import Backward, Invoke, StepIndex, StepScope
 from glassworks.trace.shapes import Shapes
@@ -325,7 +325,7 @@ def make_rows(core: Core, prompt: tuple[Any, ...], arguments: Mapping[str, Any])
             )
         prompt = (given,)
     try:
-        ids = rows_of(prompt[0], core.text)
+        ids = prompt_rows(prompt[0], core.text, vocab=core.table.vocab)
     except GlassworksError as error:
         raise type(error)(f"{error}\n  at {caller()}") from None
     return Rows(ids=ids, kwargs=dict(arguments))

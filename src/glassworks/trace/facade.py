@@ -13,7 +13,7 @@ from glassworks.graph.sites import SiteTable
 from glassworks.trace.block import Block, check_graph, make_rows
 from glassworks.trace.collect import run_over
 from glassworks.trace.parts import Core, Part, at_path, call_module, child_of
-from glassworks.trace.prompts import Text, rows_of
+from glassworks.trace.prompts import Text, prompt_rows, rows_of
 from glassworks.trace.recorder import Recorder, caller
 from glassworks.trace.session import Session
 from glassworks.trace.show import render
@@ -122,7 +122,7 @@ class Model(Part):
         if self._core.table.plain:
             own = prompts if isinstance(prompts, tuple) else (prompts,)
             return self._core.backend.run(self._edited(graph), Inputs((Rows(args=own, kwargs=inputs),), named=named))
-        ids = rows_of(prompts, self._core.text)
+        ids = prompt_rows(prompts, self._core.text, vocab=self._core.table.vocab)
         return run_over(
             self._core.backend, self._core.table, self._edited(graph), ids,
             rows=rows, named=named, kwargs=inputs, generation=generation,

@@ -33,6 +33,16 @@ class Text(Protocol):
         """The position of the last token of `text` among `ids`; InputError if absent or off a token boundary."""
 
 
+def prompt_rows(prompt: Any, text: Text | None, *, vocab: int) -> tuple[tuple[int, ...], ...]:
+    """`rows_of`, with every id checked against the size of the vocabulary (0: not known)."""
+    rows = rows_of(prompt, text)
+    for row in rows:
+        if vocab and not (0 <= min(row) and max(row) < vocab):
+            wrong = next(token for token in row if not 0 <= token < vocab)
+            raise InputError(f"token ids of this model are 0 to {vocab - 1}; got {wrong}")
+    return rows
+
+
 def rows_of(prompt: Any, text: Text | None) -> tuple[tuple[int, ...], ...]:
     """Token ids, a tuple a row.
 
