@@ -62,7 +62,7 @@ def token_runs(module: nn.Module) -> tuple[Run, Run]:
     Raises:
         ModelError: it reads something else.
     """
-    if not hasattr(module, "config"):
+    if getattr(module, "config", None) is None:
         raise ModelError(
             f"expected a Hugging Face model, got {type(module).__name__}; wrap it with the inputs of one call"
         )
