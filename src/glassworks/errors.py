@@ -5,7 +5,7 @@
     │   ├── UnknownSite       no such place in this model          (also AttributeError)
     │   ├── UnknownOperation  not in the table of operations       (also TypeError)
     │   ├── OrderError        used before it can exist
-    │   ├── WriteError        a write that cannot be done exactly
+    │   ├── WriteError        a write that cannot be done exactly       (also ValueError)
     │   ├── ScopeError        outside its block, invoke or steps
     │   └── NotSaved          read after the block, without save
     ├── ModelError            a model that cannot be loaded, wrapped or understood
@@ -40,7 +40,7 @@ class OrderError(GraphError):
     """A value is used at a place in the forward pass that comes before the value exists."""
 
 
-class WriteError(GraphError):
+class WriteError(GraphError, ValueError):
     """A write that cannot be done exactly, is never dropped: it is refused with what to write instead."""
 
 

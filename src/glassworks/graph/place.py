@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from glassworks.errors import GraphError, OrderError, ScopeError
+from glassworks.errors import GraphError, InputError, OrderError, ScopeError
 from glassworks.graph.backend import Inputs
 from glassworks.graph.flow import SITES, WRITES, Flow, spell_steps
 from glassworks.graph.graph import Graph
@@ -234,6 +234,11 @@ class _Placer:
             alone = self._alone(inner, number)
             current: list[int] = []
             for invoke in sorted(invokes):
+                if rows is not None and row_counts[invoke] > rows:
+                    raise InputError(
+                        f"one invoke has {row_counts[invoke]} rows and a pass at most rows={rows}: give the prompts to "
+                        f"invokes of their own, or run a recorded graph over them with model.run"
+                    )
                 full = rows is not None and sum(row_counts[i] for i in (*current, invoke)) > rows
                 if current and (full or alone is True or invoke in alone or current[-1] in alone):  # type: ignore[operator]
                     groups.append((number, tuple(current)))
@@ -334,7 +339,7 @@ class _Placer:
         return self.table.by_event[(event.path, "input", event.call)], self.site[n].order
 
     def _check_skips(self, ordered: list[int]) -> None:
-        for skip in (n for n in ordered if self.nodes[n].kind == "skip"):
+        for skip in (n for n, node in enumerate(self.nodes) if node.kind == "skip"):
             start, end = self._span(skip)
             for n in ordered:
                 inside = n in self.site and start < self.site[n].order < end

@@ -80,8 +80,7 @@ def _unembed(module: torch.nn.Module, table: SiteTable, runtime: Any) -> Any:
     if not unembed_is_plain(module, table):
         return UnembedByModel(runtime.modules, table)
     prefix = "decoder." if table.encoder_decoder else ""
-    norm = module.get_submodule(table.modules[f"{prefix}norm"])
-    return unembed_by_modules(norm, module.get_submodule(table.modules["lm_head"]))
+    return unembed_by_modules(runtime.modules, table.modules[f"{prefix}norm"], table.modules["lm_head"])
 
 
 def _defaults(module: torch.nn.Module) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The eager runtime: an unmodified module in this process, with the modules that somebody asked for being watched."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -54,11 +55,11 @@ class EagerRuntime:
         watch = Watch(self.modules, interpreters)
         if watch.last is not None and watch.last < 0:
             return None
-        try:
-            with self.modules.watched(watch.visits, watch):
-                return self.module(*args, **inputs)
-        except Stopped:
-            return None
+        returned = None
+        with suppress(Stopped), self.modules.watched(watch.visits, watch):
+            returned = self.module(*args, **inputs)
+        watch.check()
+        return returned
 
     def call_module(self, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """A module of the model, or `unembed`, as a pure function: it fires no sites."""
@@ -67,7 +68,7 @@ class EagerRuntime:
                 if self.unembed is None:
                     raise ModelError("this model has no logits to unembed to")
                 return self.unembed(*args)
-            return self.modules.by_path[path](*args, **kwargs)
+            return self.modules.current(path)(*args, **kwargs)
 
 
 class Watch:
@@ -81,12 +82,15 @@ class Watch:
         self.visits = _visits(interpreters)
         self.spared = frozenset.intersection(*[i.forward.spared for i in interpreters]) if interpreters else frozenset()
         self._calls: dict[str, int] = {}
+        self._told = 0
         only = interpreters[0] if len(interpreters) == 1 else None
         self._only = only if only is not None and not only.forward.spared else None
 
     def visit(self, path: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """A watched module is called."""
-        calls = self.visits[path]
+        calls = self.visits.get(path)
+        if calls is None:  # watched for a run in another thread
+            return forward(*args, **kwargs)
         k = self._calls.get(path, 0)
         self._calls[path] = k + 1
         entering, leaving = calls[k] if k < len(calls) else (None, None)
@@ -97,10 +101,12 @@ class Watch:
             return returned
         if self._only is None or leaving == self.last:
             return self._tell(leaving, returned)
+        self._told += 1
         return self._only.at(leaving, returned)
 
     def _tell(self, event: int, raw: Any) -> Any:
         """Let the graphs that wait for an event see it; stop if it was the last."""
+        self._told += 1
         if self._only is not None:
             raw = self._only.at(event, raw)
         else:
@@ -110,6 +116,23 @@ class Watch:
         if event == self.last:
             raise Stopped
         return raw
+
+    def check(self) -> None:
+        """Whether the pass came by every site that was asked for: nothing is dropped in silence.
+
+        Raises:
+            ModelError: names a site that it did not reach.
+        """
+        asked = {event for i in self.interpreters for event in i.actions}
+        if self._told < len(asked) and all(i.step == 0 for i in self.interpreters):
+            table = self.interpreters[0].table
+            paths = sorted(
+                {table.events[event].path for event in asked if self._calls.get(table.events[event].path, 0) == 0}
+            )
+            raise ModelError(
+                f"the forward pass did not come by {', '.join(paths) or 'every site that was asked for'}: with these "
+                f"arguments the model takes another way than when it was wrapped"
+            )
 
     def _spare(self, path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The output of a module that need not run, to be written: zeros in the form of its site."""

@@ -33,6 +33,8 @@ def run_backward(interpreter: "Interpreter", n: int) -> None:
     loss = frame.values[nodes[n].deps[0]]
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         raise ValueError(f"a loss has one element; this one has shape {list(loss.shape)}. Reduce it: .sum() or .mean()")
+    if not loss.requires_grad:
+        raise RuntimeError("the loss does not depend on anything that gradients reach: it was detached, or never did")
     asked = [m for m in sorted(frame.plan.needed) if nodes[m].kind in ("grad", "grad_write") and nodes[m].deps[1] == n]
     by_base: dict[int, list[int]] = {}
     for m in asked:
@@ -54,7 +56,7 @@ def _derivatives(
     """Node -> the gradient of `loss`, or None; hooks run what reads and writes gradients on the way."""
     values = interpreter.frame.values
     reached = [m for m in wanted if values[m].requires_grad]
-    if not loss.requires_grad or not reached:
+    if not reached:
         return {}
     hooks = [values[base].register_hook(_hook(interpreter, base, by_base[base])) for base in by_base if base in reached]
     try:

@@ -8,10 +8,13 @@ and a deep copy of an idle model copies no wrapper.
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from threading import Lock
 from typing import Any, Protocol
 
 import torch
+
+from glassworks.errors import ModelError
 
 WATCHING: ContextVar["Watcher | None"] = ContextVar("glassworks_watching", default=None)
 
@@ -42,6 +45,7 @@ class Modules:
         self._watched: dict[str, int] = {}
         self._before: dict[str, Any] = {}
         self._ready: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {}
+        self._places = {path: _place(self.by_path, path) for path in self.by_path if path}
         self._lock = Lock()
 
     @contextmanager
@@ -55,10 +59,12 @@ class Modules:
             WATCHING.reset(token)
             self.release(paths)
 
-    def hold(self, paths: Iterable[str]) -> None:
+    def hold(self, paths: Collection[str]) -> None:
         """Wrap modules that nobody watches yet."""
         watched = self._watched
         with self._lock:
+            for path in paths:
+                self.current(path)
             for path in paths:
                 count = watched.get(path, 0)
                 watched[path] = count + 1
@@ -70,6 +76,15 @@ class Modules:
                         own["forward"] = _wrapper(path, own["forward"], self.token)
                     else:
                         own["forward"] = self._prepared(path) if ready is None else ready[1]
+
+    def current(self, path: str) -> torch.nn.Module:
+        """The module at a path. ModelError: another one has taken its place since the model was wrapped."""
+        module = self.by_path[path]
+        if path:
+            siblings, name = self._places[path]
+            if siblings.get(name) is not module:
+                raise ModelError(f"{path} was replaced since the model was wrapped; wrap the model again")
+        return module
 
     def release(self, paths: Iterable[str]) -> None:
         """Put back what stood there, where nobody watches any more."""
@@ -86,9 +101,20 @@ class Modules:
     def _prepared(self, path: str) -> Callable[..., Any]:
         """The wrapper of a module that has no `forward` of its own on the instance; made once."""
         module = self.by_path[path]
-        wrapper = _wrapper(path, type(module).forward.__get__(module), self.token)
+        wrapper = _wrapper(path, partial(_forward, module), self.token)
         self._ready[path] = (module.__dict__, wrapper)
         return wrapper
+
+
+def _place(by_path: Mapping[str, torch.nn.Module], path: str) -> tuple[dict[str, Any], str]:
+    """Where a module hangs: its parent's children, and its name among them."""
+    parent, _, name = path.rpartition(".")
+    return by_path[parent]._modules, name
+
+
+def _forward(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The forward of a module's class, as it is now."""
+    return type(module).forward(module, *args, **kwargs)
 
 
 def _wrapper(path: str, forward: Callable[..., Any], token: object) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from glassworks.errors import WriteError
 from glassworks.graph.nodes import ALL_ROWS
 from glassworks.graph.sites import FOLDED, Site
 
@@ -154,7 +155,7 @@ def _fitted(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         try:
             value = value.expand(like.shape).contiguous()
         except RuntimeError:
-            raise ValueError(
+            raise WriteError(
                 f"a value of shape {list(value.shape)} does not broadcast to the site's {list(like.shape)}"
             ) from None
     return value

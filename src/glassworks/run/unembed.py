@@ -14,9 +14,9 @@ from glassworks.run.modules import Modules
 from glassworks.run.structures import built
 
 
-def unembed_by_modules(norm: torch.nn.Module | None, head: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The head on the norm: residual `[..., d_model]` -> logits `[..., vocab]`."""
-    return lambda resid: head(resid if norm is None else norm(resid))
+def unembed_by_modules(modules: Modules, norm: str, head: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The head on the norm, by their paths: residual `[..., d_model]` -> logits `[..., vocab]`."""
+    return lambda resid: modules.current(head)(modules.current(norm)(resid))
 
 
 class UnembedByModel:

@@ -59,6 +59,8 @@ class Block:
         self._rows = list(rows)
         self._at_most = at_most
         self._generation = generation
+        if type(seed) is not int or seed < 0:
+            raise InputError(f"a seed is an int of at least 0, got {seed!r}\n  at {caller()}")
         self._seed = seed
         self._finish = finish
         self._recorder: Recorder | None = None
@@ -81,6 +83,7 @@ class Block:
         recorder.needs_steps = self._generation is not None
         recorder.partner = core.sessions.get(thread)
         recorder.shape_of = Shapes(recorder, self._sizes)
+        recorder.may_pad = self._may_pad
         self._recorder = core.blocks[thread] = recorder
         if "einops" in sys.modules:
             register_with_einops()
@@ -92,6 +95,7 @@ class Block:
         del self._core.blocks[get_ident()]
         _OPEN[get_ident()].remove(recorder)
         if error is not None:
+            recorder.failure = f"the block ended with an error ({type(error).__name__}), so nothing was computed"
             recorder.close()
             return
         self.graph = recorder.graph()
@@ -99,12 +103,27 @@ class Block:
             self._finish(self)
             recorder.close()
         elif recorder.partner is not None:
+            recorder.sealed = True
             recorder.partner.adopt(self)
         else:
+            recorder.failure = "the run of the block ended with an error, so nothing was computed"
             try:
                 self._run()
+                recorder.failure = None
             finally:
                 recorder.close()
+
+    def __repr__(self) -> str:
+        recorder = self._recorder
+        if recorder is None or not recorder.closed:
+            return f"<{'open' if recorder else 'unopened'} block of {self._core.name}>"
+        count = len(self.graph) if "graph" in self.__dict__ else 0
+        return f"<block of {self._core.name} that has ended: {count} nodes, {self.forwards} forward passes>"
+
+    @property
+    def runs_once(self) -> bool:
+        """Whether the block is over one forward pass, and so has no steps."""
+        return self._generation is None and self._finish is None
 
     def _own(self) -> Recorder:
         if self._recorder is None:
@@ -129,7 +148,12 @@ class Block:
         """Hand the backend's answer to the saved Values."""
         found = results.saves
         for kept, value, name in self._own().saved:
-            kept.deliver(found[name], value)
+            if name in found:
+                kept.deliver(found[name], value)
+            elif any(n.kind == "save" and n.target == name and ("single", True) not in n.kwargs for n in self.graph):
+                kept.deliver([], value)
+            else:
+                kept.never_came(value)
         for number, gradient in results.gradients.items():
             tensor = as_tensor(self.graph.constants[number])
             torch.autograd.backward([tensor], [gradient.to(tensor.device)])
@@ -218,6 +242,13 @@ class Block:
             return Positions(width - len(row) + tokenizer.find(row, text, which) for row in ids)
         except InputError as error:
             raise InputError(f"{error}\n  at {caller()}") from None
+
+    def _may_pad(self, invoke: int) -> bool:
+        """Whether rows of several lengths stand in an invoke; of a recorded graph and an edit, nobody knows yet."""
+        if self._finish is not None:
+            return not self._core.table.plain
+        own = self._rows if invoke == ALL_ROWS else [self._rows[invoke]]
+        return len({len(row) for rows in own for row in rows.ids}) > 1
 
     def _sizes(self, invoke: int, steps: Steps | None) -> dict[str, int | None]:
         """Sizes of the axes at a place written in `invoke` under `steps`; None: it differs."""

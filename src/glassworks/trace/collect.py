@@ -73,7 +73,9 @@ def run_over(
     for node in graph.nodes:
         if node.kind == "save":
             join = _Join(node.target, chunks, labels[node.target], "source" if table.encoder_decoder else "seq")
-            saves[node.target] = join.all([results[node.target] for results in done], dict(node.kwargs).get("reduce"))
+            saves[node.target] = join.all(
+                [results.get(node.target) for results in done], dict(node.kwargs).get("reduce")
+            )
     alive = tuple(rows_alive for results in done for rows_alive in results.alive)
     return Results(saves, sum(results.forwards for results in done), alive)
 
@@ -89,8 +91,9 @@ class _Join:
 
     def all(self, parts: Sequence[Any], reduce: str | None) -> Any:
         if not any(isinstance(part, list) for part in parts):
-            return self.one(parts, reduce)
-        steps = max(len(part) for part in parts)
+            return self.one(parts, reduce) if any(part is not None for part in parts) else []
+        steps = max(len(part or []) for part in parts)
+        parts = [part or [] for part in parts]
         return [self.one([part[k] if k < len(part) else None for part in parts], reduce) for k in range(steps)]
 
     def one(self, parts: Sequence[Any], reduce: str | None) -> Any:

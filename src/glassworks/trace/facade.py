@@ -60,6 +60,10 @@ class Model(Part):
             with model.trace("The Eiffel Tower is in the city of") as t:
                 top = model.logits[:, -1].argmax(-1).save()
         """
+        if "max_new_tokens" in arguments and not self._core.table.plain:
+            raise InputError(
+                f"max_new_tokens belongs to model.generate(...); a trace is one forward pass\n  at {caller()}"
+            )
         own = [make_rows(self._core, prompt, arguments)] if prompt or "input_ids" in arguments else []
         if not own and arguments and self._core.table.plain:
             own = [make_rows(self._core, prompt, arguments)]

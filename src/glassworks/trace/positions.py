@@ -10,6 +10,17 @@ class Positions(tuple[int, ...]):
 
     __slots__ = ()
 
+    def __add__(self, other: Any) -> "Positions":
+        """The positions `other` tokens later."""
+        return Positions(position + other.__index__() for position in self)
+
+    def __sub__(self, other: Any) -> "Positions":
+        """The positions `other` tokens earlier."""
+        return Positions(position - other.__index__() for position in self)
+
+    def __repr__(self) -> str:
+        return f"Positions({list(self)})"
+
     def __index__(self) -> int:
         if len(set(self)) != 1:
             raise GraphError(f"the rows have different positions, {list(self)}: use them as value[:, positions]")

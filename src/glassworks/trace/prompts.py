@@ -4,6 +4,7 @@ A text, a list of texts, ids (`[1, 2]` is one prompt), lists or tensors of ids, 
 what a tokenizer returned (a mapping with `input_ids`). What tokenises is a `Text`, which a backend's owner provides.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -37,7 +38,7 @@ def prompt_rows(prompt: Any, text: Text | None, *, vocab: int) -> tuple[tuple[in
     """`rows_of`, with every id checked against the size of the vocabulary (0: not known)."""
     rows = rows_of(prompt, text)
     for row in rows:
-        if vocab and not (0 <= min(row) and max(row) < vocab):
+        if vocab and not (min(row) >= 0 and max(row) < vocab):
             wrong = next(token for token in row if not 0 <= token < vocab)
             raise InputError(f"token ids of this model are 0 to {vocab - 1}; got {wrong}")
     return rows
@@ -55,9 +56,9 @@ def rows_of(prompt: Any, text: Text | None) -> tuple[tuple[int, ...], ...]:
         return (_encode(prompt, text),)
     if isinstance(prompt, torch.Tensor) or type(prompt).__module__ == "numpy":
         return rows_of(_id_lists(prompt), text)
-    if isinstance(prompt, Sequence) and prompt:
-        if all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
-            return (tuple(prompt),)
+    if isinstance(prompt, Sequence) and not isinstance(prompt, bytes | bytearray) and len(prompt):
+        if (ids := _as_ids(prompt)) is not None:
+            return (ids,)
         if all(isinstance(item, Mapping) and "role" in item for item in prompt):
             return (_encode(prompt, text),)
         return tuple(row for item in prompt for row in rows_of(item, text))
@@ -65,6 +66,19 @@ def rows_of(prompt: Any, text: Text | None) -> tuple[tuple[int, ...], ...]:
         "a prompt is a text, token ids, a chat ([{'role': ..., 'content': ...}]) or a list of these; "
         f"got {_spell(prompt)}"
     )
+
+
+def _as_ids(items: Sequence[Any]) -> tuple[int, ...] | None:
+    """The items as ids, if each is a whole number: an int, or numpy's or torch's without axes."""
+    found = []
+    for item in items:
+        if isinstance(item, str | bool | Mapping | list | tuple) or bool(getattr(item, "ndim", None)):
+            return None
+        try:
+            found.append(operator.index(item))
+        except TypeError:
+            return None
+    return tuple(found)
 
 
 def _encode(prompt: Any, text: Text | None) -> tuple[int, ...]:
@@ -88,14 +102,21 @@ def _id_lists(prompt: Any) -> Any:
 def _from_mapping(prompt: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
     if "input_ids" not in prompt:
         raise InputError(f"a mapping as a prompt needs input_ids; got {sorted(prompt)}. A chat is a list of messages")
-    ids = torch.as_tensor(prompt["input_ids"])
-    mask = torch.as_tensor(prompt.get("attention_mask", torch.ones_like(ids)))
-    if ids.ndim == 1:
-        ids, mask = ids[None], mask[None]
-    rows = tuple(tuple(row[keep.bool()].tolist()) for row, keep in zip(ids, mask, strict=True))
+    ids, mask = _listed(prompt["input_ids"]), _listed(prompt.get("attention_mask"))
+    if ids and not isinstance(ids[0], list):
+        ids, mask = [ids], mask and [mask]
+    mask = mask or [[1] * len(row) for row in ids]
+    rows = tuple(
+        tuple(token for token, keep in zip(row, kept, strict=True) if keep) for row, kept in zip(ids, mask, strict=True)
+    )
     if not all(rows):
         raise InputError("a row of input_ids has no tokens left under its attention_mask")
     return rows
+
+
+def _listed(value: Any) -> Any:
+    """Nested lists of an array, a tensor or lists."""
+    return value.tolist() if isinstance(value, torch.Tensor) or type(value).__module__ == "numpy" else value
 
 
 def _spell(prompt: Any) -> str:

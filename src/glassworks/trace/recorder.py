@@ -4,6 +4,7 @@ Recording is on the path of every trace, so it is kept plain: tuples are appende
 an instruction, and shapes are worked out only when somebody asks (see `shapes`).
 """
 
+import contextlib
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from glassworks.trace.positions import Positions, with_positions
 from glassworks.trace.tensors import TensorConstant
 
 _HERE = str(Path(__file__).resolve().parents[1])
+_COMMANDS = str(Path(_HERE) / "cli")
 _TORCH = str(Path(torch.__file__).resolve().parent)
 _new: Callable[..., Any] = tuple.__new__
 """Makes a named tuple from its fields, without the cost of its constructor."""
@@ -71,18 +73,23 @@ _SEVERAL = frozenset(
 
 
 def caller() -> Line:
-    """The user's line: the innermost frame that is neither ours nor torch's or einops'."""
+    """The user's line: the innermost frame that is neither ours nor a library's that called us."""
     frame = sys._getframe(2)
     while True:
         code = frame.f_code
         file = code.co_filename
         users = _IS_USERS.get(file)
         if users is None:
-            users = _IS_USERS[file] = not (file.startswith((_HERE, _TORCH)) or "einops" in file)
+            ours = file.startswith((_HERE, _TORCH, contextlib.__file__)) and not file.startswith(_COMMANDS)
+            users = _IS_USERS[file] = not (ours or "/einops/" in file or "/numpy/" in file)
         if users or frame.f_back is None:
             line: Line = _new(Line, (code, frame.f_lasti))
             return line
         frame = frame.f_back
+
+
+def _never(invoke: int) -> bool:
+    return False
 
 
 class Recorder:
@@ -91,13 +98,36 @@ class Recorder:
     Attributes:
         invoke, steps: the scope of sites written now; `single`: one step, whose saves are tensors.
         needs_steps: a generation, where a site outside any steps is refused. is_edit: sites mean all rows.
+        may_pad: whether an invoke may have rows of several lengths.
         partner: the session that may bring values from its other blocks.
-        closed: the block has ended; its Values are results or nothing.
+        closed: the block has ended; its Values are results or nothing. sealed: it has ended, and its session has not.
+        failure: why there are no results.
     """
 
     __slots__ = (
-        "_captured", "_names", "_written", "at_end", "closed", "constants", "invoke", "invokes", "is_edit", "lines",
-        "make", "needs_steps", "nodes", "partner", "saved", "seed", "shape_of", "single", "steps", "table", "waiting",
+        "_captured",
+        "_names",
+        "_written",
+        "at_end",
+        "closed",
+        "constants",
+        "failure",
+        "invoke",
+        "invokes",
+        "is_edit",
+        "lines",
+        "make",
+        "may_pad",
+        "needs_steps",
+        "nodes",
+        "partner",
+        "saved",
+        "sealed",
+        "seed",
+        "shape_of",
+        "single",
+        "steps",
+        "table",
     )  # fmt: skip
 
     def __init__(self, table: SiteTable, make: type[Any], prefix: Graph | None = None) -> None:
@@ -114,18 +144,20 @@ class Recorder:
         self.closed = False
         self.needs_steps = False
         self.is_edit = False
-        self.waiting: Callable[[], None] | None = None
         self.saved: list[tuple[Any, Any, str]] = []
         self.at_end: list[Callable[[Recorder], None]] = []
         self.partner: Any = None
         self.shape_of: Callable[[int], Any] | None = None
+        self.may_pad: Callable[[int], bool] = _never
         self._captured: dict[int, int] = {}
         self._names: set[str] = set()
-        self._written: dict[str, int] = {}
+        self._written: dict[Any, int] = {}
+        self.sealed = False
+        self.failure: str | None = None
 
     def add(self, node: Node, line: Line) -> int:
         """Append a node; gives its position."""
-        if self.closed:
+        if self.closed or self.sealed:
             raise ScopeError(f"the block of this value has ended\n  at {line}")
         self.nodes.append(node)
         self.lines.append(line)
@@ -143,7 +175,7 @@ class Recorder:
         self.closed = True
         self.nodes, self.lines, self.constants = [], [], []
         self._captured, self._written = {}, {}
-        self.saved, self.shape_of, self.partner = [], None, None
+        self.saved, self.shape_of, self.partner, self.may_pad = [], None, None, _never
 
     # Sites.
 
@@ -152,16 +184,24 @@ class Recorder:
 
     def write(self, name: str, node: int, line: Line, kind: str = "write") -> int:
         """Record that a site takes the value of a node."""
-        self._written[name] = self._written.get(name, 0) + 1
+        place = self._place(name)
+        self._written[place] = self._written.get(place, 0) + 1
         return self.add(Node(kind, name, (Ref(node),), (), (node,), self.invoke, self.steps), line)
 
     def version(self, name: str) -> int:
-        """How often a site was written in this block: a handle from before a write is stale."""
-        return self._written.get(name, 0)
+        """How often a site was written in these rows and steps: a handle from before a write is stale."""
+        return self._written.get(self._place(name), 0) if self._written else 0
+
+    def _place(self, name: str) -> Any:
+        """What a write changes: the tensor of an event, whatever its names, in the rows and steps that are open."""
+        site = self.table.sites.get(name)
+        return (name, ()) if site is None else (site.order, site.item), self.invoke, self.steps
 
     def save(self, value: Any, kept: Any, name: str | None, reduce: str | None, line: Line) -> None:
         """Record that a Value is kept, under a name of its own; `kept` is what holds on to what it is now."""
         names = self._names
+        if name is not None and not isinstance(name, str):
+            raise GraphError(f"the name of a save is a text, got {name!r}\n  at {line}")
         if name is None:
             name = str(len(names))
         if name in names:
@@ -193,6 +233,8 @@ class Recorder:
     def call(self, target: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], line: Line) -> Any:
         """Record a call; gives a Value, or a (named) tuple of Values."""
         deps: list[int] = []
+        if target == "to" and any(isinstance(item, str | torch.device) for item in (*args[1:], *kwargs.values())):
+            raise GraphError(f"a device cannot be named in a block: values live where the model is\n  at {line}")
         own_args = tuple([self.argument(item, deps, line) for item in args])
         own_kwargs = self._keywords(target, kwargs, deps, line) if kwargs else ()
         n = self.add(Node("call", target, own_args, own_kwargs, tuple(deps), ALL_ROWS, None), line)

@@ -86,6 +86,8 @@ class StepScope:
     def __enter__(self) -> "StepScope":
         recorder = self._block._open()
         self._outer.append((recorder.steps, recorder.single))
+        if self._block.runs_once:
+            raise ScopeError(f"a trace is one forward pass; steps belong to model.generate(...)\n  at {caller()}")
         if recorder.steps is not None:
             raise ScopeError(f"steps inside steps; close the outer ones first\n  at {caller()}")
         recorder.steps, recorder.single = self._steps, self._single

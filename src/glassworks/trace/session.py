@@ -34,9 +34,13 @@ class Session:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         del self._core.sessions[get_ident()]
+        for recorder in self._recorders:
+            recorder.failure = "the session ended with an error, so nothing was computed"
         try:
             if error is None:
                 self._run()
+                for recorder in self._recorders:
+                    recorder.failure = None
         finally:
             for recorder in self._recorders:
                 recorder.close()

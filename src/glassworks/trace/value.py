@@ -21,10 +21,22 @@ from glassworks.trace.positions import Positions, with_positions
 from glassworks.trace.recorder import Recorder, caller
 
 _NOTHING = object()
+_ADVICE = {
+    "device": "values live where the model is, model.device",
+    "cpu": "save it, and move what you get after the block",
+    "cuda": "values live where the model is; save it, and move what you get after the block",
+    "data": "save it, and use .value after the block",
+    "backward": "write t.backward(loss)",
+    "requires_grad_": "gradients need no preparation: t.backward(loss), then value.grad",
+    "retain_grad": "gradients need no preparation: t.backward(loss), then value.grad",
+}
 
 
 class Value(Operators):
     """A tensor of the forward pass that has a name but, until the block ends, no numbers."""
+
+    __array_ufunc__ = None  # numpy on the left leaves the operation to us
+    __array_priority__ = 1000
 
     __slots__ = (
         "__weakref__",
@@ -44,10 +56,10 @@ class Value(Operators):
         self._node = node
         self._line = line
         self._site = site
-        self._version = block._written.get(site, 0) if site is not None else 0
+        self._version = block.version(site) if site is not None and block._written else 0
         self._parent: Value | None = None
         self._echo: Any = None
-        self._view = -1
+        self._view = node
         self._result: Any = _NOTHING
 
     # What a Value is.
@@ -68,10 +80,10 @@ class Value(Operators):
     @property
     def value(self) -> torch.Tensor:
         """The tensor (or the list, with an entry a step) that was saved. NotSaved names the line of the read."""
-        if self._result is _NOTHING and self._block.waiting is not None:
-            self._block.waiting()
         if self._result is not _NOTHING:
             return self._result  # type: ignore[no-any-return]
+        if isinstance(self._echo, str) or self._block.failure is not None:
+            raise NotSaved(f"{self._echo or self._block.failure}\n  at {self._line}")
         if self._block.closed:
             raise NotSaved(
                 f"this value was not saved, so it is gone: write .save() on it in the block\n  at {self._line}"
@@ -97,6 +109,10 @@ class Value(Operators):
         kept = self._twin()
         block.save(self, kept, name, reduce, line)
         return kept
+
+    def never_came(self, also: "Value") -> None:
+        """There is no result: the steps that this value was saved in were not reached."""
+        self._echo = also._echo = "this value has no entry: the steps that it was saved in never came"
 
     def _twin(self) -> "Value":
         """Another handle on what this one is now, so that a save stays what it was when this one moves on."""
@@ -253,6 +269,12 @@ class Value(Operators):
         root = chain[-1]
         if root._site is None:
             return []
+        read = self._block.nodes[root._view]
+        if (read.invoke, read.steps) != (self._block.invoke, self._block.steps):
+            raise ScopeError(
+                f"{root._site} was read in other rows or steps than those that are open here: write it where it was "
+                f"read\n  read at  {root._line}\n  write at {line}"
+            )
         now = self._block.version(root._site)
         if root._version != now:
             raise WriteError(
@@ -272,10 +294,13 @@ class Value(Operators):
         whole = new if not views else self._update(root._node, views, new, line)
         block.write(root._site, whole, line)
         root._node, self._node = whole, new
-        for value in chain:
+        padded = block.may_pad(block.invoke)
+        if padded:
+            root._node = block.read(root._site, line)  # as the site has it now: padding is 0
+        for value in reversed(chain):
             value._version = block.version(root._site)
-        for value in reversed(chain[1:-1]):
-            value._node = value._replay(line)
+            if value is not root and (padded or value is not self):
+                value._node = value._replay(line)
         self._echo = (len(block.nodes), block.nodes[self._view].args[-1]) if views else None
 
     def _update(self, base: int, views: list[int], new: int, line: Line) -> int:
@@ -367,6 +392,8 @@ class Value(Operators):
             raise AttributeError(name)
         if self._ended():
             return getattr(self.value, name)
+        if name in _ADVICE:
+            raise UnknownOperation(f"a Value has no {name!r} in a block: {_ADVICE[name]}\n  at {caller()}")
         near = difflib.get_close_matches(name, binding.attributes(), n=3)
         hint = f"; the nearest: {', '.join(near)}" if near else ""
         error = UnknownOperation(f"a Value has no operation {name!r}{hint}\n  at {caller()}")
