@@ -8,7 +8,6 @@ and a deep copy of an idle model copies no wrapper.
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from threading import Lock
 from typing import Any, Protocol
 
@@ -17,6 +16,9 @@ import torch
 from glassworks.errors import ModelError
 
 WATCHING: ContextVar["Watcher | None"] = ContextVar("glassworks_watching", default=None)
+
+
+_Ready = tuple[torch.nn.Module, dict[str, Any], Mapping[str, Any], str, Callable[..., Any], Callable[..., Any]]
 
 
 class Stopped(BaseException):
@@ -44,8 +46,7 @@ class Modules:
         self.token = object()
         self._watched: dict[str, int] = {}
         self._before: dict[str, Any] = {}
-        self._ready: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {}
-        self._places = {path: _place(self.by_path, path) for path in self.by_path if path}
+        self._ready: dict[str, _Ready] = {}
         self._lock = Lock()
 
     @contextmanager
@@ -60,31 +61,32 @@ class Modules:
             self.release(paths)
 
     def hold(self, paths: Collection[str]) -> None:
-        """Wrap modules that nobody watches yet."""
-        watched = self._watched
+        """Wrap modules that nobody watches yet. ModelError: one was replaced since the model was wrapped."""
+        watched, known = self._watched, self._ready
         with self._lock:
-            for path in paths:
-                self.current(path)
-            for path in paths:
+            ready = [known.get(path) or self._prepared(path) for path in paths]
+            for path, (module, _, siblings, name, _, _) in zip(paths, ready, strict=True):
+                if siblings.get(name) is not module:
+                    self.current(path)
+            for path, (module, own, _, _, forward, wrapper) in zip(paths, ready, strict=True):
                 count = watched.get(path, 0)
                 watched[path] = count + 1
-                if not count:
-                    ready = self._ready.get(path)
-                    own = self.by_path[path].__dict__ if ready is None else ready[0]
-                    if "forward" in own:
-                        self._before[path] = own["forward"]
-                        own["forward"] = _wrapper(path, own["forward"], self.token)
-                    else:
-                        own["forward"] = self._prepared(path) if ready is None else ready[1]
+                if count:
+                    continue
+                if "forward" in own:
+                    self._before[path] = own["forward"]
+                    own["forward"] = _wrapper(path, own["forward"], self.token)
+                elif type(module).forward is forward:
+                    own["forward"] = wrapper
+                else:  # the class was given another one
+                    own["forward"] = self._prepared(path)[-1]
 
     def current(self, path: str) -> torch.nn.Module:
         """The module at a path. ModelError: another one has taken its place since the model was wrapped."""
-        module = self.by_path[path]
-        if path:
-            siblings, name = self._places[path]
-            if siblings.get(name) is not module:
-                raise ModelError(f"{path} was replaced since the model was wrapped; wrap the model again")
-        return module
+        siblings, name = _place(self.by_path, path)
+        if siblings.get(name) is not self.by_path[path]:
+            raise ModelError(f"{path} was replaced since the model was wrapped; wrap the model again")
+        return self.by_path[path]
 
     def release(self, paths: Iterable[str]) -> None:
         """Put back what stood there, where nobody watches any more."""
@@ -96,25 +98,23 @@ class Modules:
                     if path in self._before:
                         self.by_path[path].__dict__["forward"] = self._before.pop(path)
                     else:
-                        del self._ready[path][0]["forward"]
+                        del self._ready[path][1]["forward"]
 
-    def _prepared(self, path: str) -> Callable[..., Any]:
-        """The wrapper of a module that has no `forward` of its own on the instance; made once."""
+    def _prepared(self, path: str) -> _Ready:
+        """What wrapping a module takes, made once: its own attributes, its place, its class's forward, the wrapper."""
         module = self.by_path[path]
-        wrapper = _wrapper(path, partial(_forward, module), self.token)
-        self._ready[path] = (module.__dict__, wrapper)
-        return wrapper
+        forward = type(module).forward
+        wrapper = _wrapper(path, forward.__get__(module), self.token)
+        self._ready[path] = (module, module.__dict__, *_place(self.by_path, path), forward, wrapper)
+        return self._ready[path]
 
 
-def _place(by_path: Mapping[str, torch.nn.Module], path: str) -> tuple[dict[str, Any], str]:
-    """Where a module hangs: its parent's children, and its name among them."""
+def _place(by_path: Mapping[str, torch.nn.Module], path: str) -> tuple[Mapping[str, Any], str]:
+    """Where a module hangs: its parent's children, and its name among them; the root hangs on itself."""
+    if not path:
+        return {"": by_path[""]}, ""
     parent, _, name = path.rpartition(".")
     return by_path[parent]._modules, name
-
-
-def _forward(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The forward of a module's class, as it is now."""
-    return type(module).forward(module, *args, **kwargs)
 
 
 def _wrapper(path: str, forward: Callable[..., Any], token: object) -> Callable[..., Any]:
