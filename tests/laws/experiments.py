@@ -108,9 +108,10 @@ class _Draft:
         return self.add(Step("op", time, what=name, given=given, out=self.next), own)
 
     def _works(self, function: Callable[..., Any], *given: int) -> bool:
+        """Whether torch takes these without a complaint; some operations only warn at an empty tensor."""
         try:
             function(*[self.variables[n].sample.clone() for n in given])
-        except (RuntimeError, IndexError, ValueError):
+        except (RuntimeError, IndexError, ValueError, UserWarning):
             return False
         return True
 
