@@ -5,8 +5,8 @@ Equality and hash concern what the graph does: nodes and the values of its const
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
@@ -134,7 +134,3 @@ class Graph:
     def load(cls, path: str | Path) -> "Graph":
         """Read a graph that `save` wrote. Raises WireError, OSError."""
         return cls.decode(Path(path).read_bytes())
-
-    def map_constants(self, change: Callable[[wire.Constant], wire.Constant]) -> "Graph":
-        """The same graph with its constants in another form."""
-        return replace(self, constants=tuple(change(constant) for constant in self.constants))

@@ -58,7 +58,7 @@ class Session:
         return self._core.blocks.get(get_ident())
 
     def bring(self, value: Value, into: Recorder, line: Line) -> int:
-        """The node, in an open block, of a value of an earlier block of this session."""
+        """The node, in an open block, of a value that an earlier block of the session holds."""
         source = value._block
         if source not in self._recorders:
             raise ScopeError(
