@@ -46,7 +46,7 @@ class RemoteBackend:
         self._table: SiteTable | None = None
         self._by_shapes: dict[Any, SiteTable] = {}
 
-    def sites(self, inputs: Inputs | None = None) -> SiteTable:
+    def sites(self, inputs: Inputs | None = None, *, within: frozenset[str] = frozenset()) -> SiteTable:
         """The model's site table, as the service has it; of a plain module, for inputs of these shapes."""
         if self._table is None:
             self._table = table_from_bytes(call(self.transport, "GET", model_path(self.name, "sites")))

@@ -38,34 +38,35 @@ class Batch:
         """int64 `[batch, seq]`: each token's place among its row's own."""
         return (self.mask.long().cumsum(-1) - 1).clamp(min=0)
 
-    def slots(self, axis: str, *, tokens: int | None = None) -> dict[int, Slot]:
+    def slots(self, axis: str, *, tokens: int | None = None, before: int = 0) -> dict[int, Slot]:
         """Invoke -> its part of the batch.
 
         Args:
             axis: the axis that the prompt's tokens stand on, `seq` or `source`.
             tokens: how many tokens a row has on `seq` where that is another axis, or another step.
+            before: how many new tokens of a generation attention looks back at besides the prompt.
         """
-        own = {invoke: self._slot(invoke, axis, tokens) for invoke in self.lengths}
-        every = Slot(
-            0,
-            len(self.numbers),
-            {},
-            {axis: self.mask} if self.padded and tokens is None else {},
-            not self.padded,
-        )
+        own = {invoke: self._slot(invoke, axis, tokens, before) for invoke in self.lengths}
+        whole = not self.padded
+        every = Slot(0, len(self.numbers), {}, {} if whole else self._masks(self.mask, axis, tokens, before), whole)
         return {**own, ALL_ROWS: every}
 
-    def _slot(self, invoke: int, axis: str, tokens: int | None) -> Slot:
+    def _slot(self, invoke: int, axis: str, tokens: int | None, before: int) -> Slot:
         lengths = self.lengths[invoke]
-        whole = len(self.lengths) == 1
-        start, count = self.starts[invoke], len(lengths)
-        if axis == "seq" and tokens is not None:
-            return Slot(start, count, {"seq": tokens}, {}, whole)
-        longest = max(lengths)
-        mask = {}
-        if min(lengths) < longest:
-            mask[axis] = self.mask[start : start + count, -longest:]
-        return Slot(start, count, {axis: longest}, mask, whole and not mask and longest == self.ids.shape[1])
+        start, count, longest = self.starts[invoke], len(lengths), max(lengths)
+        width = {axis: longest}
+        if axis == "seq":
+            width = {"seq": longest if tokens is None else tokens, "context": longest + before}
+        own = self.mask[start : start + count, -longest:]
+        mask = self._masks(own, axis, tokens, before) if min(lengths) < longest else {}
+        return Slot(start, count, width, mask, len(self.lengths) == 1 and not self.padded)
+
+    def _masks(self, own: torch.Tensor, axis: str, tokens: int | None, before: int) -> dict[str, torch.Tensor]:
+        """Where rows have tokens of their own, bool `[rows, width]`, for each axis that has padding."""
+        if axis == "source":
+            return {"source": own}
+        context = torch.cat([own, own.new_ones(len(own), before)], dim=1) if before else own
+        return {"context": context} if tokens is not None else {"seq": own, "context": context}
 
 
 def padded(

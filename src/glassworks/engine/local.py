@@ -13,7 +13,7 @@ import torch
 from glassworks.engine.batch import padded, placed
 from glassworks.engine.loop import Generated, generate
 from glassworks.engine.sampling import Sampler
-from glassworks.errors import InputError
+from glassworks.errors import InputError, UnknownSite
 from glassworks.graph.backend import Experiment, Generation, Inputs, Results, run_in_order
 from glassworks.graph.graph import Graph
 from glassworks.graph.nodes import ALL_ROWS
@@ -25,6 +25,7 @@ from glassworks.run.interpret import Interpreter
 from glassworks.run.rows import Slot
 
 _WHOLE = Slot(0, 1, {}, {}, True)
+_NONE: frozenset[str] = frozenset()
 _NOTHING = Forward(0, (), (), frozenset(), 0, False)
 
 
@@ -32,14 +33,15 @@ class LocalBackend:
     """Runs graphs on a runtime.
 
     Args:
-        runtime: performs forward steps. table: the site table, or what makes one from inputs (of a plain module).
+        runtime: performs forward steps. table: gives the site table, for inputs (of a plain module), with the
+            operations inside some modules.
         defaults: the model's generation settings.
     """
 
     def __init__(
         self,
         runtime: Runtime,
-        table: SiteTable | Callable[[Inputs | None], SiteTable],
+        table: Callable[[Inputs | None, frozenset[str]], SiteTable],
         *,
         defaults: Mapping[str, Any] | None = None,
     ) -> None:
@@ -49,9 +51,9 @@ class LocalBackend:
         forward = inspect.signature(runtime.module.forward).parameters
         self._takes = frozenset(forward)
 
-    def sites(self, inputs: Inputs | None = None) -> SiteTable:
+    def sites(self, inputs: Inputs | None = None, *, within: frozenset[str] = frozenset()) -> SiteTable:
         """The site table; of a plain module for inputs of these shapes (without any: its modules only)."""
-        return self._table if isinstance(self._table, SiteTable) else self._table(inputs)
+        return self._table(inputs, within)
 
     def run_session(self, experiments: Sequence[Experiment]) -> list[Results]:
         """Several experiments in order, values handed on."""
@@ -61,8 +63,7 @@ class LocalBackend:
         """Run a graph; its saves by name. Errors of nodes keep their type and carry the user's line."""
         if graph.invokes != len(inputs.invokes):
             raise InputError(f"the graph has {graph.invokes} invokes and was given rows for {len(inputs.invokes)}")
-        table = self.sites(inputs)
-        plan = place_inputs(graph, table, inputs, generating=generation is not None)
+        table, plan = self._placed(graph, inputs, generating=generation is not None)
         frame = Frame(graph, plan, named=inputs.named, device=self.runtime.device, parameter=self.runtime.parameter)
         run = _Run(self, table, frame, inputs, generation)
         if torch.is_inference_mode_enabled():
@@ -72,6 +73,17 @@ class LocalBackend:
             with torch.no_grad():
                 run.everything(plan)
         return Results(frame.saves, run.forwards, run.alive, frame.gradients)
+
+    def _placed(self, graph: Graph, inputs: Inputs, *, generating: bool) -> tuple[SiteTable, Plan]:
+        """The plan of a graph, and the table with the operations that it names, if any."""
+        table = self._table(inputs, _NONE)
+        try:
+            return table, place_inputs(graph, table, inputs, generating=generating)
+        except UnknownSite:
+            if graph.within <= set(table.within):
+                raise
+        table = self._table(inputs, graph.within)
+        return table, place_inputs(graph, table, inputs, generating=generating)
 
 
 class _Run:
@@ -142,7 +154,7 @@ class _Run:
         if "use_cache" in self.backend._takes:
             inputs.setdefault("use_cache", False)
         interpreter = self._interpreter(forward, slots, batch.numbers)
-        interpreter.sizes = sizes
+        interpreter.sizes = {**sizes, "context": sizes["seq"]}
         self.forwards += 1
         self.backend.runtime.step((), inputs, [interpreter])
 

@@ -89,13 +89,13 @@ class _Stream:
         self._entering = self.seen
 
     def sizes(self) -> Mapping[str, int]:
-        own = {"batch": len(self._batch.numbers), "seq": self._entering.shape[1]}
+        own = {"batch": len(self._batch.numbers), "seq": self._entering.shape[1], "context": self.seen.shape[1]}
         return {**own, "source": self._batch.ids.shape[1]}
 
     def slots(self) -> Mapping[int, Any]:
         if self._two:
             return self._batch.slots("source", tokens=self._entering.shape[1])
-        return self._batch.slots("seq", tokens=1 if self._step else None)
+        return self._batch.slots("seq", tokens=1 if self._step else None, before=self._step)
 
     def inputs(self) -> dict[str, Any]:
         mask = {"attention_mask": self._mask.long()} if self._batch.padded else {}

@@ -84,8 +84,11 @@ class Results(Mapping[str, Any]):
 class Backend(Protocol):
     """Where graphs run."""
 
-    def sites(self, inputs: Inputs | None = None) -> SiteTable:
-        """The model's site table; of a plain module, for inputs of these shapes."""
+    def sites(self, inputs: Inputs | None = None, *, within: frozenset[str] = frozenset()) -> SiteTable:
+        """The model's site table; of a plain module, for inputs of these shapes.
+
+        `within`: native paths of modules whose own operations are to be sites too.
+        """
 
     def run(self, graph: Graph, inputs: Inputs, generation: Generation | None = None) -> Results:
         """Run an experiment and give its saves."""

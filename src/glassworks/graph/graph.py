@@ -15,6 +15,7 @@ from typing import Any
 from glassworks.errors import WireError
 from glassworks.graph import codec, text, wire
 from glassworks.graph.nodes import AnyLine, Node
+from glassworks.graph.sites import module_of_operation
 
 _STRUCTURE = itemgetter(0, 1, 4, 5, 6)
 """Of a node: kind, target, deps, invoke, steps."""
@@ -57,6 +58,12 @@ class Graph:
     def structure(self) -> tuple[Any, ...]:
         """What placement depends on: the nodes less their arguments. Cheap, and equal for equal shapes of graph."""
         return tuple(map(_STRUCTURE, self.nodes))
+
+    @property
+    def within(self) -> frozenset[str]:
+        """Native paths of the modules whose own operations the graph names as sites."""
+        paths = {module_of_operation(node.target) for node in self.nodes if node.kind in ("read", "write", "skip")}
+        return frozenset(path for path in paths if path is not None)
 
     @cached_property
     def digest(self) -> str:

@@ -8,26 +8,31 @@ Axes are labelled: an int is a constant size, a string says what the size depend
 
     batch        rows                       seq          tokens (of the decoder, where there are two)
     source       tokens of the encoder      batch*seq    rows and tokens folded into one axis, rows first
+    context      tokens that attention looks back at: those of `seq` and, in a generation, all before them
     ?            not proven: the site can be read and written only where nobody shares the pass
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from glassworks.errors import UnknownSite
 
 Axis = int | str
-Port = Literal["input", "output"]
+Port = str
+"""What passes at an event: `input` and `output` of a module; inside an attention module `query`, `key`, `value` (what
+attention is computed from), `scores`, `probs`; of an operation in a module's forward, `op(softmax,0).input`, say."""
+ATTENTION_PORTS = ("query", "key", "value", "scores", "probs")
 FOLDED = {"batch*seq": ("batch", "seq"), "batch*source": ("batch", "source")}
 UNKNOWN = "?"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A module (by path) is about to run or has run, for the `call`-th time in this forward pass.
+    """A module (by path) is about to run or has run, or something passes inside it, in its `call`-th call of a pass.
 
     `structure` spells what passes there: `{"leaf": site name}` for a tensor, `{"tuple": [...]}`, `{"list": [...]}`,
     `{"dict": {...}}` for a mapping or a `ModelOutput`, `{"other": type name}` for anything else.
@@ -43,9 +48,11 @@ class Event:
 class Site:
     """A tensor at an event. `order` is the event's place in the forward pass, `item` the keys that lead to it.
 
-    `unfold`: the event holds rows and tokens folded into one axis and the site shows two. `mutated`: the model
-    changes the tensor in place after the event, so that whoever keeps it must copy it. `storage`: sites of one number
-    share memory, so that one of them may be given away uncopied; -1: memory of the model's, the caller's, or unknown.
+    `unfold`: the event holds rows and tokens folded into one axis and the site shows two. `heads`: the event's last
+    axis is shown as so many heads. `swapped`: the event has heads before tokens, the site after. `mutated`: the model
+    changes the tensor in place after the event, so that whoever keeps it must copy it. `inplace`: the model goes on
+    with this very tensor elsewhere, so a write changes it in place. `storage`: sites of one number share memory, so
+    that one of them may be given away uncopied; -1: memory of the model's, the caller's, or unknown.
     """
 
     name: str
@@ -56,11 +63,22 @@ class Site:
     unfold: bool = False
     mutated: bool = False
     storage: int = -1
+    heads: int = 0
+    swapped: bool = False
+    inplace: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the site shows what passes at its event as it is, and may be kept as it is."""
+        return not (self.mutated or self.unfold or self.heads or self.swapped)
 
     @property
     def can_be_shared(self) -> bool:
-        """Whether rows of one request can be told from those of another by the axes alone."""
-        return UNKNOWN not in self.axes
+        """Whether rows of one request can be told from those of another by the axes alone.
+
+        An operation inside a module is seen with whatever axes the family gave it there: nobody shares its pass.
+        """
+        return UNKNOWN not in self.axes and ".op(" not in self.name
 
     @property
     def has_rows(self) -> bool:
@@ -95,6 +113,7 @@ class SiteTable:
         encoder_decoder: whether a forward pass reads two sequences.
         plain: the axes are those of one input, not symbols; each invoke is a pass of its own.
         shareable: whether strangers may share a batch. `vocab`: number of tokens, 0 where there are none.
+        within: native paths of modules whose own operations are sites too.
     """
 
     family: str
@@ -112,6 +131,7 @@ class SiteTable:
     plain: bool = False
     shareable: bool = True
     vocab: int = 0
+    within: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Site:
         site = self.sites.get(name)
@@ -160,13 +180,34 @@ def _is_standard(name: str, table: SiteTable) -> bool:
     return name in ("ids", "logits") or (module in table.modules and ".inputs[" not in name)
 
 
+_OPERATION = re.compile(r"(?:(?P<path>.*?)\.)?(?:call\(\d+\)\.)?op\(")
+
+
+def module_of_operation(name: str) -> str | None:
+    """The path of the module whose operation a site is, of `h.0.attn.op(softmax,0).output`; None of other sites."""
+    found = _OPERATION.match(name)
+    return None if found is None else found["path"] or ""
+
+
 def to_json(table: SiteTable) -> dict[str, Any]:
     """The table as JSON values; `from_json` gives an equal table back."""
     return {
         "family": table.family,
         "events": [[e.path, e.port, e.call, e.structure] for e in table.events],
         "sites": {
-            name: [s.name, s.order, list(s.item), list(s.axes), s.dtype, s.unfold, s.mutated, s.storage]
+            name: [
+                s.name,
+                s.order,
+                list(s.item),
+                list(s.axes),
+                s.dtype,
+                s.unfold,
+                s.mutated,
+                s.storage,
+                s.heads,
+                s.swapped,
+                s.inplace,
+            ]
             for name, s in table.sites.items()
         },
         "layers": {stack: list(paths) for stack, paths in table.layers.items()},
@@ -181,6 +222,7 @@ def to_json(table: SiteTable) -> dict[str, Any]:
         "plain": table.plain,
         "shareable": table.shareable,
         "vocab": table.vocab,
+        "within": list(table.within),
     }
 
 
@@ -190,8 +232,8 @@ def from_json(data: Mapping[str, Any]) -> SiteTable:
         family=data["family"],
         events=tuple(Event(path, port, call, structure) for path, port, call, structure in data["events"]),
         sites={
-            name: Site(own, order, tuple(item), tuple(axes), dtype, unfold, mutated, storage)
-            for name, (own, order, item, axes, dtype, unfold, mutated, storage) in data["sites"].items()
+            name: Site(own, order, tuple(item), tuple(axes), *rest)
+            for name, (own, order, item, axes, *rest) in data["sites"].items()
         },
         layers={stack: tuple(paths) for stack, paths in data["layers"].items()},
         modules=data["modules"],
@@ -205,4 +247,5 @@ def from_json(data: Mapping[str, Any]) -> SiteTable:
         plain=data["plain"],
         shareable=data["shareable"],
         vocab=data["vocab"],
+        within=tuple(data["within"]),
     )

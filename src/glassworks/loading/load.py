@@ -103,9 +103,11 @@ class _Source:
     def _read(self) -> Any:
         return _kind(self._config).from_pretrained(self._path, dtype=self._dtype, use_safetensors=True)
 
-    def sites(self, inputs: Inputs | None = None) -> SiteTable:
-        """The site table, known without weights."""
-        return self._table if self._loaded is None else self._loaded.sites(inputs)
+    def sites(self, inputs: Inputs | None = None, *, within: frozenset[str] = frozenset()) -> SiteTable:
+        """The site table, known without weights unless operations inside modules are asked for."""
+        if self._loaded is None and within <= set(self._table.within):
+            return self._table
+        return self.loaded.sites(inputs, within=within)
 
     def run(self, graph: Graph, inputs: Inputs, generation: Generation | None = None) -> Results:
         """Run a graph; see `engine.local`."""

@@ -1,25 +1,21 @@
 """`gw.wrap`: a module in memory gets a runtime, a site table and a facade. It still behaves as before by itself."""
 
-from threading import Lock
 from typing import Any
 
 import torch
 
 from glassworks.engine.local import LocalBackend
 from glassworks.errors import InputError, ModelError
-from glassworks.graph.backend import Inputs, Rows
 from glassworks.graph.sites import SiteTable
-from glassworks.graph.wire import Blob
+from glassworks.loading.tables import ModelTables, PlainTables
 from glassworks.model.anatomy import build_table
 from glassworks.model.identity import unembed_is_plain
-from glassworks.model.scan import scan
 from glassworks.model.text import TokenizerText
 from glassworks.run.eager import EagerRuntime
 from glassworks.run.staged import StagedRuntime
 from glassworks.run.unembed import UnembedByModel, unembed_by_modules
 from glassworks.trace.facade import Model
 from glassworks.trace.parts import Core
-from glassworks.trace.tensors import TensorConstant, as_tensor
 
 
 def wrap(module: torch.nn.Module, tokenizer: Any = None, *, name: str | None = None, stages: int = 1) -> Model:
@@ -73,7 +69,7 @@ def local_backend(module: torch.nn.Module, *, stages: int = 1) -> LocalBackend:
         raise InputError(f"stages is 1 or 2, got {stages}")
     if "logits" in table.sites and table.layers:
         runtime.unembed = _unembed(module, table, runtime)
-    return LocalBackend(runtime, table, defaults=_defaults(module))
+    return LocalBackend(runtime, ModelTables(module, table), defaults=_defaults(module))
 
 
 def _unembed(module: torch.nn.Module, table: SiteTable, runtime: Any) -> Any:
@@ -86,62 +82,3 @@ def _unembed(module: torch.nn.Module, table: SiteTable, runtime: Any) -> Any:
 def _defaults(module: torch.nn.Module) -> dict[str, Any]:
     settings = getattr(module, "generation_config", None)
     return {} if settings is None else {k: v for k, v in settings.to_dict().items() if v is not None}
-
-
-class PlainTables:
-    """Site tables of a module that is not transformers', by the shapes of its inputs."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self._module = module
-        self._by_shapes: dict[Any, SiteTable] = {}
-        self._lock = Lock()
-        children = {
-            path: tuple(name for name, _ in own.named_children())
-            for path, own in module.named_modules(remove_duplicate=False)
-        }
-        self._bare = SiteTable(
-            family=type(module).__name__,
-            events=(),
-            sites={},
-            children=children,
-            kinds={path: type(own).__name__ for path, own in module.named_modules(remove_duplicate=False)},
-            parameters={
-                name: (str(p.dtype).removeprefix("torch."), tuple(p.shape))
-                for name, p in module.named_parameters(remove_duplicate=False)
-            },
-            plain=True,
-            shareable=False,
-        )
-
-    def __call__(self, inputs: Inputs | None) -> SiteTable:
-        """The table for inputs of these shapes; without inputs, the modules only."""
-        if inputs is None or not inputs.invokes:
-            return self._bare
-        own = inputs.invokes[0]
-        key = (_shapes(own.args), _shapes(tuple(own.kwargs.items())), self._module.training)
-        table = self._by_shapes.get(key)
-        return self._scanned(key, own) if table is None else table
-
-    def _scanned(self, key: Any, own: Rows) -> SiteTable:
-        with self._lock:
-            if key not in self._by_shapes:
-                args, kwargs = _tensors(own.args), _tensors(dict(own.kwargs))
-                self._by_shapes[key] = scan(self._module, inputs=(args, kwargs), plain=True)
-            return self._by_shapes[key]
-
-
-def _shapes(tree: Any) -> Any:
-    if isinstance(tree, tuple | list):
-        return tuple([_shapes(item) for item in tree])
-    if isinstance(tree, dict):
-        return tuple((key, _shapes(item)) for key, item in tree.items())
-    shape = getattr(tree, "shape", None)
-    return (type(tree), tree) if shape is None else (tuple(shape), str(tree.dtype))
-
-
-def _tensors(tree: Any) -> Any:
-    if isinstance(tree, tuple | list):
-        return type(tree)(_tensors(item) for item in tree)
-    if isinstance(tree, dict):
-        return {key: _tensors(item) for key, item in tree.items()}
-    return as_tensor(tree) if isinstance(tree, TensorConstant | Blob) else tree

@@ -10,14 +10,24 @@ Surprises this file settles:
 - The logits are what the model returns, not what its last linear module does: some families scale or cap it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from glassworks.graph.sites import Site, SiteTable
-from glassworks.model.identity import Evidence, check_identities, gather, gather_terms, sites_of, solve
+from glassworks.model.identity import (
+    Evidence,
+    check_identities,
+    check_in_place,
+    gather,
+    gather_terms,
+    sites_of,
+    solve,
+)
+from glassworks.model.inside import Found, between, look_inside, to_look_into
+from glassworks.model.materialised import with_probabilities
 from glassworks.model.parts import (
     Block,
     Candidate,
@@ -51,17 +61,25 @@ class _Names:
         if site is not None:
             self.sites[name] = replace(site, name=name)
 
+    def take(self, found: Found) -> None:
+        """What stands inside a layer."""
+        sites, modules, absent = found
+        self.sites |= sites
+        self.modules |= modules
+        self.absent |= absent
 
-def build_table(module: nn.Module) -> SiteTable:
+
+def build_table(module: nn.Module, *, within: frozenset[str] = frozenset()) -> SiteTable:
     """The site table of a Hugging Face model, standard and native sites.
 
-    Where no layers are found, only native sites are there, and `absent` says why.
+    Where no layers are found, only native sites are there, and `absent` says why. `within`: paths of modules whose own
+    operations are sites too.
 
     Raises:
         ModelError: the model does not run on token ids.
     """
-    table = _build(module, lambda native, sites: gather(module, native, sites)[0])
-    return _without(table, check_identities(module, table))
+    table = _build(module, lambda native, sites: gather(module, native, sites)[0], within)
+    return _without(table, {**check_identities(module, table), **check_in_place(module, table)})
 
 
 def build_table_fake(build: Callable[[], nn.Module]) -> SiteTable:
@@ -73,21 +91,29 @@ def build_table_fake(build: Callable[[], nn.Module]) -> SiteTable:
         ModelError: the model needs numbers to run; load the weights and use `build_table`.
     """
     with fake_model(build) as module:
-        return _build(module, lambda native, sites: gather_terms(module, native, sites))
+        return _build(module, lambda native, sites: gather_terms(module, native, sites), frozenset())
 
 
-def _build(module: nn.Module, evidence_at: Callable[[SiteTable, list[Site]], Evidence]) -> SiteTable:
-    native = scan(module)
-    passage = Passage(module, native)
+def _build(
+    module: nn.Module, evidence_at: Callable[[SiteTable, list[Site]], Evidence], within: frozenset[str]
+) -> SiteTable:
     two = is_encoder_decoder(module)
-    stacks = {name: with_sublayers(passage, s) for name, s in find_stacks(passage, encoder_decoder=two).items()}
-    blocks = [block for stack in stacks.values() for block in stack.blocks]
-    evidence = evidence_at(native, [site for block in blocks for site in sites_of(block)])
+    native = scan(module, within=within)
+    passage, stacks = _parts(module, native, two=two)
+    more = to_look_into(passage, stacks) - within
+    if more:
+        native = scan(module, within=within | more)
+    native = with_probabilities(module, native)
+    passage, stacks = _parts(module, native, two=two)
+    evidence = evidence_at(native, list(_compared(passage, stacks)))
     names = _Names()
     for name, stack in stacks.items():
         prefix = f"{name}." if name else ""
         for i, block in enumerate(stack.blocks):
-            _name_layer(names, f"{prefix}layers.{i}", block, native, *solve(evidence, block))
+            layer, (chosen, objection) = f"{prefix}layers.{i}", solve(evidence, block)
+            _name_layer(names, layer, block, native, chosen, objection)
+            adds_up = objection is None
+            names.take(look_inside(layer, block, chosen, passage, stack, evidence, adds_up=adds_up))
     _name_ends(names, module, passage, stacks)
     _name_absent(names, module, native, stacks, two=two)
     return replace(
@@ -98,6 +124,20 @@ def _build(module: nn.Module, evidence_at: Callable[[SiteTable, list[Site]], Evi
         vocab=vocabulary(module),
         shareable=not _is_stretched(module.config),
     )
+
+
+def _parts(module: nn.Module, native: SiteTable, *, two: bool) -> tuple[Passage, dict[str, Stack]]:
+    passage = Passage(module, native)
+    stacks = find_stacks(passage, encoder_decoder=two)
+    return passage, {name: with_sublayers(passage, stack) for name, stack in stacks.items()}
+
+
+def _compared(passage: Passage, stacks: Mapping[str, Stack]) -> Iterator[Site]:
+    """Sites whose values are compared."""
+    for stack in stacks.values():
+        for block in stack.blocks:
+            yield from sites_of(block)
+            yield from between(passage, stack, block)
 
 
 def _name_layer(
@@ -216,7 +256,9 @@ def _respelled(structure: Any, moved: Mapping[str, str]) -> Any:
 def _without(table: SiteTable, reasons: Mapping[str, str]) -> SiteTable:
     """The table without the sublayers' outputs and the logits that a check refuted."""
     refuted = {
-        name: why for name, why in reasons.items() if name == "logits" or (name.endswith(".output") and _is_part(name))
+        name: why
+        for name, why in reasons.items()
+        if name == "logits" or name.endswith(".mid") or (name.endswith(".output") and _is_part(name))
     }
     if not refuted:
         return table

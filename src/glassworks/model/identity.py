@@ -154,6 +154,31 @@ def check_identities(module: nn.Module, table: SiteTable) -> dict[str, str]:
     return reasons
 
 
+def check_in_place(module: nn.Module, table: SiteTable) -> dict[str, str]:
+    """Which sites that are written in place the model does not go on with, by name, with the reason.
+
+    On a small run every such site is changed; the layer's output must be the changed residual + MLP.
+    """
+    mids = {name: site for name, site in table.sites.items() if site.inplace}
+    parts = {name: (f"{name[:-4]}.output", f"{name[:-4]}.mlp.output") for name in mids}
+    values: dict[Place, Tensor] = {}
+
+    def take(place: Place, tensor: Tensor) -> None:
+        if any((site.order, site.item) == place for site in mids.values()):
+            tensor.mul_(1.25)
+        values[place] = tensor.detach().clone()
+
+    if mids:
+        names = {*mids, *(name for pair in parts.values() for name in pair)}
+        _visit(module, table, [table.sites[name] for name in sorted(names)], take)
+    evidence = Numbers(values)
+    return {
+        name: "the model does not go on with the tensor that stands there"
+        for name, (whole, added) in parts.items()
+        if evidence.objection(table.sites[whole], [table.sites[name], table.sites[added]]) is not None
+    }
+
+
 def unembed_is_plain(module: nn.Module, table: SiteTable) -> bool:
     """Whether lm_head(norm(last layer's output)) are the logits, within 1e-6, with nothing in between."""
     stack = "decoder" if table.encoder_decoder else ""

@@ -16,27 +16,33 @@ Knows nothing of layers or attention: that is `anatomy`.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from glassworks.errors import ModelError
-from glassworks.graph.sites import FOLDED, UNKNOWN, Axis, Event, Port, Site, SiteTable
+from glassworks.graph.sites import ATTENTION_PORTS, FOLDED, UNKNOWN, Axis, Event, Port, Site, SiteTable
 from glassworks.model.record import Item, Seen, fake_model, record
 from glassworks.model.runs import Run, token_runs
 
 _EXPERTS = "experts"
+_OTHER_OPERATIONS = "the operations of its forward depend on the tokens, so they have no fixed place"
 _DATA_DEPENDENT = "how often it runs depends on the tokens, so it has no fixed place in the forward pass"
 
 
 def scan(
-    module: nn.Module, *, inputs: tuple[Sequence[Any], Mapping[str, Any]] | None = None, plain: bool = False
+    module: nn.Module,
+    *,
+    inputs: tuple[Sequence[Any], Mapping[str, Any]] | None = None,
+    plain: bool = False,
+    within: Collection[str] = (),
 ) -> SiteTable:
     """The table of a module's native sites.
 
     Args:
+        within: paths of modules whose own operations are sites too.
         module: left as it was: no hook, mode, gradient or random state is changed. inputs: `(args, kwargs)`
         of one call, needed if `plain`. A Hugging Face model is run on token ids of ours. plain: run once, on
         `inputs` as they are; every axis is then the size seen.
@@ -46,11 +52,13 @@ def scan(
     """
     if not plain:
         runs = token_runs(module)
-        return _table(module, [record(module, run) for run in runs], runs)
+        table = _table(module, [record(module, run, within) for run in runs], runs)
+        return replace(table, within=tuple(sorted(within)))
     if inputs is None:
         raise ModelError("expected the inputs of one call, as (args, kwargs), to scan a plain module; got none")
     run = Run(tuple(inputs[0]), dict(inputs[1]), {})
-    return replace(_table(module, [record(module, run)], [run]), plain=True)
+    table = _table(module, [record(module, run, within)], [run])
+    return replace(table, plain=True, within=tuple(sorted(within)))
 
 
 def scan_fake(build: Callable[[], nn.Module]) -> SiteTable:
@@ -67,7 +75,9 @@ def _table(module: nn.Module, records: list[list[Seen]], runs: Sequence[Run]) ->
     paths = _paths(module)
     named = list(module.named_modules(remove_duplicate=False))
     parameters = module.named_parameters(remove_duplicate=False)
+    records, unsteady = _steady(records)
     calls, absent = _calls(module, records, paths)
+    absent |= unsteady
     kept = [[event for event in events if calls[event.path]] for events in records]
     if any([event.key for event in events] != [event.key for event in kept[0]] for events in kept):
         raise ModelError(
@@ -92,6 +102,16 @@ def _table(module: nn.Module, records: list[list[Seen]], runs: Sequence[Run]) ->
         parameters={name: (_dtype(parameter), tuple(parameter.shape)) for name, parameter in parameters},
         widths=_widths(events, sites, paths),
     )
+
+
+def _steady(records: list[list[Seen]]) -> tuple[list[list[Seen]], dict[str, str]]:
+    """The records without the operations of modules that call others for other tokens; and which those are."""
+    keys = [[event.key for event in events if event.port.startswith("op(")] for events in records]
+    paths = {path for own in keys for path, _, _ in own}
+    moving = {path for path in paths if any([k for k in own if k[0] == path] != [k for k in keys[0] if k[0] == path]
+                                            for own in keys)}  # fmt: skip
+    kept = [[e for e in events if not (e.path in moving and e.port.startswith("op("))] for events in records]
+    return kept, {f"{path}.op": _OTHER_OPERATIONS for path in moving}
 
 
 def _paths(module: nn.Module) -> dict[str, list[str]]:
@@ -144,20 +164,26 @@ def _merge(same: Sequence[Seen], runs: Sequence[Run], order: int, *, once: bool)
     base = (f"{first.path}." if first.path else "") + ("" if once else f"call({first.call}).")
     names: dict[Item, str] = {}
 
+    base, port = _spelled(base, first.port)
+
     def name(item: Item) -> str:
-        names[item] = base + _port_name(first.port) + "".join(f"[{key!r}]" for key in item)
+        names[item] = base + port + "".join(f"[{key!r}]" for key in item)
         return names[item]
 
     structure = _common([event.structure for event in same], name)
     sites = [_site(name, order, item, same, runs) for item, name in names.items()]
     arguments = [item for item in names if len(item) == 2]
-    if first.port == "input" and arguments:
+    if port == "inputs" and arguments:
         sites.append(_site(f"{base}input", order, arguments[0], same, runs))
     return Event(first.path, first.port, first.call, structure), sites
 
 
-def _port_name(port: Port) -> str:
-    return "output" if port == "output" else "inputs"
+def _spelled(base: str, port: Port) -> tuple[str, str]:
+    """What the names of an event's sites begin with, and what comes after it."""
+    if port in ATTENTION_PORTS:
+        return f"{base}attention.", port
+    inner, _, end = port.rpartition(".")
+    return f"{base}{inner}." if inner else base, "inputs" if end == "input" else end
 
 
 def _common(structures: Sequence[Any], name: Callable[[Item], str]) -> Any:
@@ -179,11 +205,14 @@ def _common(structures: Sequence[Any], name: Callable[[Item], str]) -> Any:
 
 def _site(name: str, order: int, item: Item, same: Sequence[Seen], runs: Sequence[Run]) -> Site:
     leaves = [event.leaves[item] for event in same]
+    axes = _axes([leaf.tensor.shape for leaf in leaves], runs, routed=_is_routed(same[0].path))
+    if same[0].port in ("key", "value") and len(axes) == 4 and axes[2] == "seq":
+        axes = (*axes[:2], "context", axes[3])
     return Site(
         name=name,
         order=order,
         item=item,
-        axes=_axes([leaf.tensor.shape for leaf in leaves], runs, routed=_is_routed(same[0].path)),
+        axes=axes,
         dtype=_dtype(leaves[0].tensor),
         mutated=any(leaf.mutated for leaf in leaves),
         storage=min((leaf.storage for leaf in leaves), key=lambda number: number >= 0) if leaves else -1,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from glassworks.errors import ModelError
+from glassworks.run.inside import Inner, looking
 from glassworks.run.interpret import Interpreter
 from glassworks.run.modules import Modules, Stopped, unwatched
 from glassworks.run.structures import built
@@ -56,7 +57,7 @@ class EagerRuntime:
         if watch.last is not None and watch.last < 0:
             return None
         returned = None
-        with suppress(Stopped), self.modules.watched(watch.visits, watch):
+        with suppress(Stopped), self.modules.watched(watch.visits, watch, attending=watch.inner.attending):
             returned = self.module(*args, **inputs)
         watch.check()
         return returned
@@ -79,7 +80,9 @@ class Watch:
         self.interpreters = interpreters
         lasts = [interpreter.last for interpreter in interpreters]
         self.last = None if None in lasts or not lasts else max(lasts)  # type: ignore[type-var]
-        self.visits = _visits(interpreters)
+        self.visits, self.inner = _visits(interpreters)
+        self._modules = owner.by_path
+        self._running: list[str] = []
         self.spared = frozenset.intersection(*[i.forward.spared for i in interpreters]) if interpreters else frozenset()
         self._calls: dict[str, int] = {}
         self._told = 0
@@ -96,6 +99,8 @@ class Watch:
         entering, leaving = calls[k] if k < len(calls) else (None, None)
         if entering is not None:
             args, kwargs = self._tell(entering, (args, kwargs))
+        if self.inner.ports:
+            forward = self._inside(path, k, forward)
         returned = self._spare(path, args, kwargs) if path in self.spared else forward(*args, **kwargs)
         if leaving is None:
             return returned
@@ -103,6 +108,20 @@ class Watch:
             return self._tell(leaving, returned)
         self._told += 1
         return self._only.at(leaving, returned)
+
+    def _inside(self, path: str, k: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """The forward of a module, which somebody may look into."""
+        ports = self.inner.ports.get((path, k), {})
+
+        def entered(*args: Any, **kwargs: Any) -> Any:
+            self._running.append(path)
+            try:
+                with looking(self._modules[path], ports, self._tell, inside=lambda: self._running[-1] == path):
+                    return forward(*args, **kwargs)
+            finally:
+                self._running.pop()
+
+        return entered
 
     def _tell(self, event: int, raw: Any) -> Any:
         """Let the graphs that wait for an event see it; stop if it was the last."""
@@ -145,8 +164,8 @@ class Watch:
         return built(event.structure, torch.zeros(shape, dtype=getattr(torch, site.dtype), device=like.device))
 
 
-def _visits(interpreters: Sequence[Interpreter]) -> Visits:
-    """Path -> (event before, event after) for each call that some graph waits for."""
+def _visits(interpreters: Sequence[Interpreter]) -> tuple[Visits, Inner]:
+    """Path -> (event before, event after) for each call that some graph waits for; and what it waits for inside."""
     if len(interpreters) == 1 and interpreters[0].step == 0:
         notes = interpreters[0].forward.notes
         if "visits" not in notes:
@@ -155,8 +174,9 @@ def _visits(interpreters: Sequence[Interpreter]) -> Visits:
     return _merged(interpreters)
 
 
-def _merged(interpreters: Sequence[Interpreter]) -> Visits:
+def _merged(interpreters: Sequence[Interpreter]) -> tuple[Visits, Inner]:
     found: Visits = {}
+    inner = Inner()
     for interpreter in interpreters:
         table = interpreter.table
         for event in [
@@ -170,8 +190,15 @@ def _merged(interpreters: Sequence[Interpreter]) -> Visits:
             while len(calls) <= own.call:
                 calls.append((None, None))
             before, after = calls[own.call]
-            calls[own.call] = (event, after) if own.port == "input" else (before, event)
-    return found
+            if own.port == "input":
+                calls[own.call] = (event, after)
+            elif own.port == "output":
+                calls[own.call] = (before, event)
+            else:
+                inner.add(own, event)
+    for path in inner.children(interpreters[0].table if interpreters else None):
+        found.setdefault(path, [])
+    return found, inner
 
 
 def _output_of(path: str, interpreter: Interpreter) -> int:

@@ -18,11 +18,23 @@ if TYPE_CHECKING:
     from glassworks.run.interpret import Interpreter
 
 
-def as_base(leaf: Leaf, invoke: int, value: torch.Tensor) -> torch.Tensor:
+def as_base(leaf: Leaf, invoke: int) -> torch.Tensor:
     """A site's value at which gradients can be taken: the model goes on with this very tensor."""
+    value = leaf.read(invoke)
+    if leaf.site.inplace:
+        return _held(leaf, invoke, value)
     base = value if value.requires_grad else value.detach().requires_grad_(value.is_floating_point())
     if base is not leaf.raw:
         leaf.write(invoke, base, exact=True)
+    return base
+
+
+def _held(leaf: Leaf, invoke: int, value: torch.Tensor) -> torch.Tensor:
+    """The same of a tensor that the model holds: a base is copied into it, and has its gradient."""
+    base = value.detach().clone().requires_grad_()
+    if value.requires_grad:
+        base = value.clone()
+    leaf.write(invoke, base)
     return base
 
 

@@ -13,7 +13,7 @@ import torch
 from glassworks.graph.nodes import ALL_ROWS, Dtype, Ref, replace_refs
 from glassworks.graph.operations import OPERATIONS
 from glassworks.graph.place import Forward
-from glassworks.graph.sites import SiteTable
+from glassworks.graph.sites import Site, SiteTable
 from glassworks.run import gradients
 from glassworks.run.frame import Frame
 from glassworks.run.random import draw
@@ -56,6 +56,7 @@ class Interpreter:
         notes = forward.notes
         if "actions" not in notes:
             notes["actions"] = dict(forward.actions)
+            notes["changed"] = self._changed_in_place()
             notes["quick"] = self._quick_events()
         self.actions: Mapping[int, Sequence[int]] = notes["actions"]
         self.last: int | None = forward.actions[-1][0] if forward.actions else -1
@@ -119,8 +120,10 @@ class Interpreter:
                 kind = node.kind
                 if kind == "read":
                     leaf = self._leaf(leaves, raw, node.target)
-                    value = leaf.read(node.invoke)
-                    values[n] = gradients.as_base(leaf, node.invoke, value) if n in frame.plan.bases else value
+                    if n in frame.plan.bases:
+                        values[n] = gradients.as_base(leaf, node.invoke)
+                    else:
+                        values[n] = self._snapshot(leaf, node.invoke)
                     if n in frame.plan.crossing:
                         frame.history.setdefault(n, {})[self.step] = values[n]
                 elif kind == "write" or kind == "skip":
@@ -137,6 +140,12 @@ class Interpreter:
             if leaf.changed:
                 raw = replaced(raw, leaf.site.item, leaf.result())
         return raw
+
+    def _snapshot(self, leaf: Leaf, invoke: int) -> torch.Tensor:
+        """The site's value; a copy if it is changed in place later on."""
+        value, site, changed = leaf.read(invoke), leaf.site, self.forward.notes["changed"]
+        copied = (changed and (site.inplace or site.storage in changed)) or (site.inplace and site.mutated)
+        return value.clone() if copied else value
 
     def _look(self, program: Sequence[tuple[int, Any, tuple[int, ...], int]], raw: Any) -> Any:
         """The same, where nothing is written and each site is one whole unpadded tensor."""
@@ -166,12 +175,14 @@ class Interpreter:
     def _quick_events(self) -> dict[int, list[tuple[int, Any, tuple[int, ...], int]]]:
         """Event -> (node, path to its tensor or None, what it releases, memory that it gives away) for `_look`."""
         plan, nodes, sites = self.frame.plan, self.frame.nodes, self.table.sites
+        if self.forward.notes["changed"]:
+            return {}
         found = {}
         for event, members in self.forward.actions:
             own = []
             for n in members:
                 site = sites[nodes[n].target] if nodes[n].kind == "read" else None
-                plain = site is None or not (site.mutated or site.unfold or n in plan.bases or n in plan.crossing)
+                plain = site is None or (site.is_plain and n not in plan.bases and n not in plan.crossing)
                 if not plain or nodes[n].kind in ("write", "skip", "backward", "grad", "grad_write"):
                     break
                 item = None if site is None else site.item
@@ -179,6 +190,12 @@ class Interpreter:
             else:
                 found[event] = own
         return found
+
+    def _changed_in_place(self) -> frozenset[int]:
+        """Memory that a write of this pass changes in place, by its numbers; -1 is memory of unknown number."""
+        nodes, sites = self.frame.nodes, self.table.sites
+        written = [sites[nodes[n].target] for _, own in self.forward.actions for n in own if nodes[n].kind == "write"]
+        return frozenset(site.storage for site in written if site.inplace)
 
     def _gives(self, n: int) -> int:
         """The memory that a save of a whole site gives away uncopied, by its number; -1: it copies."""
@@ -193,12 +210,11 @@ class Interpreter:
         leaf = leaves.get(site.item)
         if leaf is None:
             tensor = item_at(raw, site.item)
-            if site.mutated:
+            if site.mutated and not site.inplace:
                 tensor = tensor.clone()
             leaf = leaves[site.item] = Leaf(tensor, site, self.slots, self.sizes)
-        elif leaf.site.unfold != site.unfold:
-            leaf = leaves[site.item] = Leaf(leaf.result(), site, self.slots, self.sizes)
-            leaf.changed = True
+        elif leaf.site is not site and _lens(leaf.site) != _lens(site):
+            leaf = leaves[site.item] = leaf.seen_as(site)
         return leaf
 
     # Nodes.
@@ -313,6 +329,10 @@ class Interpreter:
             frame.saves[node.target] = value
         else:
             frame.saves.setdefault(node.target, []).append(value)
+
+
+def _lens(site: Site) -> tuple[Any, ...]:
+    return site.unfold, site.heads, site.swapped, site.inplace
 
 
 def _kept(value: torch.Tensor, node: Any) -> torch.Tensor:

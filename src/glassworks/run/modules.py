@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from glassworks.errors import ModelError
+from glassworks.model.attention import listening_config
 
 WATCHING: ContextVar["Watcher | None"] = ContextVar("glassworks_watching", default=None)
 
@@ -47,18 +48,47 @@ class Modules:
         self._watched: dict[str, int] = {}
         self._before: dict[str, Any] = {}
         self._ready: dict[str, _Ready] = {}
+        self._configs: dict[str, Any] = {}
+        self._attended: dict[str, int] = {}
         self._lock = Lock()
 
     @contextmanager
-    def watched(self, paths: Collection[str], watcher: Watcher) -> Iterator[None]:
-        """Within the block the watcher is told of these modules, in this context."""
+    def watched(self, paths: Collection[str], watcher: Watcher, *, attending: Collection[str] = ()) -> Iterator[None]:
+        """Within the block the watcher is told of these modules, in this context.
+
+        `attending`: those whose attention function is to be seen (see `model.attention`).
+        """
         self.hold(paths)
+        if attending:
+            self.attend(attending)
         token = WATCHING.set(watcher)
         try:
             yield
         finally:
             WATCHING.reset(token)
+            if attending:
+                self.attend_no_more(attending)
             self.release(paths)
+
+    def attend(self, paths: Collection[str]) -> None:
+        """Put our attention function before that of modules where nobody has yet."""
+        with self._lock:
+            for path in paths:
+                count = self._attended.get(path, 0)
+                self._attended[path] = count + 1
+                if not count:
+                    module: Any = self.by_path[path]
+                    self._configs[path] = module.config
+                    module.config = listening_config(module.config)
+
+    def attend_no_more(self, paths: Collection[str]) -> None:
+        """Put back the configuration that stood there, where nobody attends any more."""
+        with self._lock:
+            for path in paths:
+                self._attended[path] -= 1
+                if not self._attended[path]:
+                    module: Any = self.by_path[path]
+                    module.config = self._configs.pop(path)
 
     def hold(self, paths: Collection[str]) -> None:
         """Wrap modules that nobody watches yet. ModelError: one was replaced since the model was wrapped."""

@@ -35,11 +35,11 @@ class Slot:
 class Leaf:
     """The current value of a site during its event: the model's tensor, and what invokes have written over it."""
 
-    __slots__ = ("_pieces", "_sizes", "_slots", "changed", "raw", "site")
+    __slots__ = ("_came", "_pieces", "_sizes", "_slots", "changed", "raw", "site")
 
     def __init__(self, raw: torch.Tensor, site: Site, slots: Mapping[int, Slot], sizes: Mapping[str, int]) -> None:
         self.site, self._slots, self._sizes = site, slots, sizes
-        self.raw = raw
+        self.raw = self._came = raw
         self._pieces: dict[int, torch.Tensor] = {}
         self.changed = False
 
@@ -51,8 +51,8 @@ class Leaf:
         if invoke == ALL_ROWS:
             self._settle()
         if slot.whole:
-            return self._unfolded(self.raw)
-        value = self._narrow(self._unfolded(self.raw), slot)
+            return self._shown(self.raw)
+        value = self._narrow(self._shown(self.raw), slot)
         mask = self._mask(slot, value)
         return value if mask is None else torch.where(mask, value, _zero(value))
 
@@ -68,7 +68,7 @@ class Leaf:
             self._settle()
         self._pieces[invoke] = value
         self.changed = True
-        if invoke == ALL_ROWS:
+        if invoke == ALL_ROWS or self.site.inplace:
             self._settle()
 
     def result(self) -> torch.Tensor:
@@ -76,27 +76,46 @@ class Leaf:
         self._settle()
         return self.raw
 
+    def seen_as(self, site: Site) -> "Leaf":
+        """The same tensor as another site of its event shows it."""
+        other = Leaf(self.result(), site, self._slots, self._sizes)
+        other._came, other.changed = self._came, self.changed
+        return other
+
     def _settle(self) -> None:
         """Put what invokes wrote into one tensor."""
         if not self._pieces:
             return
         pieces, self._pieces = self._pieces, {}
         [first] = pieces if len(pieces) == 1 else [None]
-        if first is not None and self._slots[first].whole:
-            self.raw = self._folded(pieces[first])
+        if first is not None and self._slots[first].whole and not self.site.inplace:
+            self.raw = self._hidden(pieces[first])
             return
-        full = self._unfolded(self.raw).clone()
+        full = self._shown(self._came if self.site.inplace else self.raw.clone())
         for invoke, value in pieces.items():
             slot = self._slots[invoke]
             part = self._narrow(full, slot)
             mask = self._mask(slot, part)
             part.copy_(value if mask is None else torch.where(mask, value, part))
-        self.raw = self._folded(full)
+        self.raw = self._came if self.site.inplace else self._hidden(full)
 
     # Axes.
 
+    def _shown(self, raw: torch.Tensor) -> torch.Tensor:
+        """The event's tensor as the site shows it: a view, if rows and tokens are not folded in an odd way."""
+        full = self._unfolded(raw)
+        if self.site.heads:
+            full = full.reshape(*full.shape[:-1], self.site.heads, -1)
+        return full.transpose(1, 2) if self.site.swapped else full
+
+    def _hidden(self, full: torch.Tensor) -> torch.Tensor:
+        """The inverse of `_shown`."""
+        if self.site.swapped:
+            full = full.transpose(1, 2)
+        return self._folded(full.flatten(-2) if self.site.heads else full)
+
     def _labels(self) -> tuple[Any, ...]:
-        """Labels of the unfolded tensor's axes."""
+        """Labels of the axes that the site shows."""
         if self.site.unfold:
             return self.site.axes
         return tuple(part for axis in self.site.axes for part in FOLDED.get(str(axis), (axis,)))
@@ -108,7 +127,7 @@ class Leaf:
         if not self._is_folded():
             return raw
         labels = self._labels()
-        if raw.ndim == len(labels):
+        if raw.ndim == len(labels) - bool(self.site.heads):
             return raw
         at = labels.index("batch")
         tokens = self._sizes[labels[at + 1]]
@@ -121,10 +140,11 @@ class Leaf:
         return full.reshape(*full.shape[:at], -1, *full.shape[at + 2 :])
 
     def _narrow(self, full: torch.Tensor, slot: Slot) -> torch.Tensor:
+        tokens = self.site.can_be_shared
         for axis, label in enumerate(self._labels()):
             if label == "batch":
                 full = full.narrow(axis, slot.start, slot.count)
-            elif label in slot.width and full.shape[axis] > slot.width[label]:
+            elif tokens and label in slot.width and full.shape[axis] > slot.width[label]:
                 full = full.narrow(axis, full.shape[axis] - slot.width[label], slot.width[label])
         return full
 

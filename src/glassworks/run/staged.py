@@ -112,7 +112,11 @@ class StagedRuntime:
             if cache is None
             else {**inputs, "use_cache": True, "past_key_values": self._cache(cache, "first", 0)}
         )
-        with suppress(Stopped), torch.no_grad(), self.modules.watched(watch.visits, watch):
+        with (
+            suppress(Stopped),
+            torch.no_grad(),
+            self.modules.watched(watch.visits, watch, attending=watch.inner.attending),
+        ):
             self.module(*args, **own)
         values = [self._crossing(interpreter, part) for interpreter, part in zip(whole, parts, strict=True)]
         return Message(watch.kept, values)
@@ -135,7 +139,11 @@ class StagedRuntime:
                 "past_key_values": self._cache(cache, "second", len(self._before)),
             }
         )
-        with suppress(Stopped), torch.no_grad(), self.modules.watched(watch.visits, watch):
+        with (
+            suppress(Stopped),
+            torch.no_grad(),
+            self.modules.watched(watch.visits, watch, attending=watch.inner.attending),
+        ):
             return self.module(*args, **own)
         return None
 

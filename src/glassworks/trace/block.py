@@ -84,6 +84,7 @@ class Block:
         recorder.partner = core.sessions.get(thread)
         recorder.shape_of = Shapes(recorder, self._sizes)
         recorder.may_pad = self._may_pad
+        recorder.inputs = lambda: self.inputs
         self._recorder = core.blocks[thread] = recorder
         if "einops" in sys.modules:
             register_with_einops()
@@ -254,13 +255,16 @@ class Block:
         """Sizes of the axes at a place written in `invoke` under `steps`; None: it differs."""
         table = self._own().table
         if not self._rows or not all(rows.ids for rows in self._rows):
-            return {"batch": None, "seq": None, "source": None}
+            return {"batch": None, "seq": None, "source": None, "context": None}
         own = self._rows if invoke == ALL_ROWS else [self._rows[invoke]]
         longest = max((len(row) for rows in own for row in rows.ids), default=1)
         seq: int | None = _decoder_length(own) if table.encoder_decoder else longest
+        context = seq
         if self._generation is not None and steps != (0, 1):
+            single = steps is not None and steps[1] == steps[0] + 1
+            context = context + steps[0] if single and steps is not None and context is not None else None
             seq = 1 if steps is not None and steps[0] > 0 else (1 if table.encoder_decoder and seq == 1 else None)
-        return {"batch": sum(len(rows.ids) for rows in own), "seq": seq, "source": longest}
+        return {"batch": sum(len(rows.ids) for rows in own), "seq": seq, "source": longest, "context": context}
 
     # Steps.
 

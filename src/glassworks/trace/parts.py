@@ -6,19 +6,18 @@ It holds the core that it shares with the model, never the model, so that nothin
 
 from collections.abc import Iterator, Mapping
 from threading import get_ident
-from types import SimpleNamespace
 from typing import Any
-
-import torch
 
 from glassworks.errors import GraphError, ScopeError, UnknownSite
 from glassworks.graph.backend import Backend
 from glassworks.graph.graph import Graph
 from glassworks.graph.nodes import ALL_ROWS, Node
 from glassworks.graph.sites import SiteTable
+from glassworks.trace.inside import Heads, Op, Ops
 from glassworks.trace.prompts import Text
 from glassworks.trace.recorder import Recorder, caller
 from glassworks.trace.show import render
+from glassworks.trace.structured import is_leaf, leaves_of, structured, write_site, write_structure
 from glassworks.trace.value import Value
 
 
@@ -65,6 +64,21 @@ class Core:
             )
         return recorder
 
+    def look_within(self, path: str, recorder: Recorder | None) -> SiteTable:
+        """Learn the operations of a module's own forward: the table grows, here and in the open block."""
+        inputs = None if recorder is None else recorder.inputs()
+        if self.table.plain and inputs is None:
+            raise ScopeError(
+                f"what a plain module does depends on its input: ask for operations inside a block\n  at {caller()}"
+            )
+        known = (recorder.table if recorder is not None else self.table).within
+        table = self.backend.sites(inputs, within=frozenset({*known, path}))
+        if recorder is not None:
+            recorder.table = table
+        if not table.plain:
+            self.table = table
+        return table
+
 
 class Part:
     """A module of the model. `print` it for its children and sites."""
@@ -105,7 +119,7 @@ class Part:
     def inputs(self) -> Any:
         """`(args, kwargs)` of a native module, with Values for tensors."""
         recorder = self._core.scoped()
-        return _structured(recorder, recorder.table, self._event(recorder.table, "input"))
+        return structured(recorder, recorder.table, self._event(recorder.table, "input"))
 
     def skip(self, value: Any) -> None:
         """Give `value` as the module's output and spare its work where nothing else depends on it."""
@@ -124,8 +138,8 @@ class Part:
             if table.plain and not table.events:  # written before there is any input: checked when it is run
                 line = caller()
                 return Value(recorder, recorder.read(name, line), line, name)
-            if port == "output" and (event := self._event(table, "output")) is not None and not _is_leaf(event):
-                return _structured(recorder, table, event)
+            if port == "output" and (event := self._event(table, "output")) is not None and not is_leaf(event):
+                return structured(recorder, table, event)
             raise UnknownSite(f"{table.why_not(name)}\n  at {caller()}")
         line = caller()
         return Value(recorder, recorder.read(name, line), line, name)
@@ -137,11 +151,9 @@ class Part:
             event = self._event(table, "output") if port == "output" else None
             if event is None:
                 raise UnknownSite(f"{table.why_not(name)}\n  at {line}")
-            _write_structure(recorder, event, value, line)
+            write_structure(recorder, event, value, line)
             return
-        if type(value) is Value and value._site == name and value._version == recorder.version(name) > 0:
-            return  # the second half of `site += 1`: the first has written already
-        recorder.write(name, recorder.node_of(value, line), line)
+        write_site(recorder, name, value, line)
 
     def _name(self, port: str) -> str:
         if self._standard is not None and self._call is None:
@@ -156,7 +168,7 @@ class Part:
         if name in table.sites:
             return name
         event = self._event(table, port)
-        leaves = _leaves(event) if event is not None else []
+        leaves = leaves_of(event) if event is not None else []
         if len(leaves) != 1:
             raise UnknownSite(f"{table.why_not(name)}\n  at {caller()}")
         return leaves[0]
@@ -189,6 +201,9 @@ class Part:
         core = self._core
         if self._native is not None and f"{self._native}.{name}" in core.table.parameters:
             return _parameter(core, f"{self._native}.{name}")
+        if (site := self._site(name)) is not None:
+            recorder, line = core.scoped(), caller()
+            return Value(recorder, recorder.read(site, line), line, site)
         child = self._child(name)
         if child is None:
             if name in ("output", "input"):  # the property raised: say again why
@@ -200,6 +215,11 @@ class Part:
 
     def _child(self, name: str) -> Any:
         return child_of(self._core, self._standard, self._native, name)
+
+    def _site(self, name: str) -> str | None:
+        """The standard site that is this part's attribute of that name: `mid`, `probs`, `neurons`."""
+        own = f"{self._standard}.{name}"
+        return own if self._standard is not None and own in self._core.table.sites else None
 
     def __getitem__(self, key: int | str) -> Any:
         known = self._items.get(key)
@@ -229,9 +249,36 @@ class Part:
         return iter([self[k] for k in range(len(self))])
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ("output", "input"):
-            raise GraphError(f"only .output and .input of a module can be written, not .{name}\n  at {caller()}")
-        object.__setattr__(self, name, value)
+        if name in ("output", "input"):
+            object.__setattr__(self, name, value)
+            return
+        site, line = self._site(name), caller()
+        if site is None:
+            own = f"{self._standard or self._native}.{name}"
+            why = self._core.table.why_not(own) if own in self._core.table.absent else "it is no site"
+            raise UnknownSite(f"{own} cannot be written: {why}\n  at {line}")
+        write_site(self._core.scoped(), site, value, line)
+
+    # Operations of the module's own forward.
+
+    def ops(self) -> Ops:
+        """The operations of this module's own forward, those of its children left out; `print` the list."""
+        return Ops(self._within(), self._path(), self._call)
+
+    def op(self, name: str, k: int = 0) -> Op:
+        """The `k`-th call, from 0, of an operation in this module's own forward: `.output`, `.input`, `.inputs`.
+
+        Args:
+            name: as torch calls it: "softmax", "linear", "add"; `print(part.ops())` lists them.
+        """
+        return Op(self._core, self._within(), self._path(), self._call, (name, k))
+
+    def _within(self) -> SiteTable:
+        """The site table with the operations of this module in it."""
+        core, path = self._core, self._path()
+        recorder = core.blocks.get(get_ident())
+        table = recorder.table if recorder is not None else core.table
+        return table if path in table.within else core.look_within(path, recorder)
 
     def __repr__(self) -> str:
         return render(self._core.table, self._standard, self._native)
@@ -267,6 +314,8 @@ def child_of(core: Core, standard: str | None, native: str | None, name: str) ->
     """The child of a part by name, standard names first; None if there is none."""
     table = core.table
     inside = f"{standard}." if standard else ""
+    if name == "heads" and standard is not None and standard.endswith("attn"):
+        return Heads(core, f"{standard}.heads")
     if name == "layers" and (standard or "") in table.layers:
         stack = table.layers[standard or ""]
         return Layers([Part(core, f"{inside}layers.{k}", path) for k, path in enumerate(stack)])
@@ -305,105 +354,3 @@ def call_module(core: Core, path: str, args: tuple[Any, ...], kwargs: Mapping[st
     if not deps:
         raise GraphError(f"{path} needs a Value or a tensor\n  at {line}")
     return Value(recorder, recorder.add(Node("module", path, own, named, tuple(deps), ALL_ROWS, None), line), line)
-
-
-# Structures of native events.
-
-
-def _is_leaf(structure: Any) -> bool:
-    return "leaf" in structure
-
-
-def _leaves(structure: Any) -> list[str]:
-    [(kind, inner)] = structure.items()
-    if kind == "leaf":
-        return [inner]
-    if kind in ("tuple", "list"):
-        return [leaf for item in inner for leaf in _leaves(item)]
-    return [leaf for item in inner.values() for leaf in _leaves(item)] if kind == "dict" else []
-
-
-class Structure(SimpleNamespace):
-    """A mapping that a module returned: by attribute and by key. `.save()` saves every tensor in it."""
-
-    def __getitem__(self, key: Any) -> Any:
-        return self.__dict__[key] if isinstance(key, str) else list(self.__dict__.values())[key]
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        """Write to the site of one tensor of the mapping."""
-        held, line = self.__dict__[key], caller()
-        if not isinstance(held, Value) or held._site is None:
-            raise GraphError(f"{key!r} of this mapping is no tensor of the model's\n  at {line}")
-        block = held._block
-        block.write(held._site, block.node_of(value, line), line)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.__dict__)
-
-    def save(self) -> "Structure":
-        for value in self.__dict__.values():
-            _save(value)
-        return self
-
-
-class Several(tuple[Any, ...]):
-    """A tuple that a module returned. `.save()` saves every tensor in it."""
-
-    __slots__ = ()
-
-    def save(self) -> "Several":
-        for item in self:
-            _save(item)
-        return self
-
-
-def _save(value: Any) -> None:
-    if isinstance(value, Value | Structure | Several):
-        value.save()
-
-
-def _structured(recorder: Recorder, table: SiteTable, structure: Any) -> Any:
-    if structure is None:
-        raise UnknownSite(f"this module has no single call in a forward pass\n  at {caller()}")
-    line = caller()
-
-    def build(spec: Any) -> Any:
-        [(kind, inner)] = spec.items()
-        if kind == "leaf":
-            return Value(recorder, recorder.read(inner, line), line, inner)
-        if kind in ("tuple", "list"):
-            return Several(build(item) for item in inner)
-        if kind == "dict":
-            return Structure(**{key: build(item) for key, item in inner.items()})
-        return None
-
-    return build(structure)
-
-
-def _write_structure(recorder: Recorder, structure: Any, value: Any, line: Any) -> None:
-    """Assign to each tensor of a native structure its counterpart in `value`."""
-    [(kind, inner)] = structure.items()
-    if kind == "leaf":
-        if isinstance(value, Value | torch.Tensor | float | int):
-            recorder.write(inner, recorder.node_of(value, line), line)
-            return
-    elif kind in ("tuple", "list") and isinstance(value, tuple | list) and len(value) == len(inner):
-        for spec, item in zip(inner, value, strict=True):
-            if _leaves(spec):
-                _write_structure(recorder, spec, item, line)
-        return
-    elif kind == "dict" and isinstance(value, Mapping | Structure) and set(value) == set(inner):
-        for key, spec in inner.items():
-            if _leaves(spec):
-                _write_structure(recorder, spec, value[key], line)
-        return
-    raise GraphError(
-        f"the module returns {_shape_of(structure)}; write that structure, or one of its tensors\n  at {line}"
-    )
-
-
-def _shape_of(structure: Any) -> str:
-    [(kind, inner)] = structure.items()
-    if kind in ("tuple", "list"):
-        return f"a {kind} of {len(inner)}"
-    return f"a mapping with {', '.join(inner)}" if kind == "dict" else "one tensor"

@@ -92,6 +92,10 @@ def _never(invoke: int) -> bool:
     return False
 
 
+def _nothing() -> None:
+    return None
+
+
 class Recorder:
     """The nodes of one open block.
 
@@ -99,6 +103,8 @@ class Recorder:
         invoke, steps: the scope of sites written now; `single`: one step, whose saves are tensors.
         needs_steps: a generation, where a site outside any steps is refused. is_edit: sites mean all rows.
         may_pad: whether an invoke may have rows of several lengths.
+        derived: sites that are read and written through others, by name. refused: views that cannot be written, why.
+        inputs: gives the rows of the block so far.
         partner: the session that may bring values from its other blocks.
         closed: the block has ended; its Values are results or nothing. sealed: it has ended, and its session has not.
         failure: why there are no results.
@@ -111,7 +117,9 @@ class Recorder:
         "at_end",
         "closed",
         "constants",
+        "derived",
         "failure",
+        "inputs",
         "invoke",
         "invokes",
         "is_edit",
@@ -121,6 +129,7 @@ class Recorder:
         "needs_steps",
         "nodes",
         "partner",
+        "refused",
         "saved",
         "sealed",
         "seed",
@@ -154,6 +163,9 @@ class Recorder:
         self._written: dict[Any, int] = {}
         self.sealed = False
         self.failure: str | None = None
+        self.derived: dict[str, Any] = {}
+        self.refused: dict[int, str] = {}
+        self.inputs: Callable[[], Any] = _nothing
 
     def add(self, node: Node, line: Line) -> int:
         """Append a node; gives its position."""
@@ -176,6 +188,7 @@ class Recorder:
         self.nodes, self.lines, self.constants = [], [], []
         self._captured, self._written = {}, {}
         self.saved, self.shape_of, self.partner, self.may_pad = [], None, None, _never
+        self.derived, self.refused, self.inputs = {}, {}, _nothing
 
     # Sites.
 
@@ -186,6 +199,8 @@ class Recorder:
         """Record that a site takes the value of a node."""
         place = self._place(name)
         self._written[place] = self._written.get(place, 0) + 1
+        if name in self.derived:
+            return self.derived[name].write(node, line)  # type: ignore[no-any-return]
         return self.add(Node(kind, name, (Ref(node),), (), (node,), self.invoke, self.steps), line)
 
     def version(self, name: str) -> int:
@@ -195,7 +210,10 @@ class Recorder:
     def _place(self, name: str) -> Any:
         """What a write changes: the tensor of an event, whatever its names, in the rows and steps that are open."""
         site = self.table.sites.get(name)
-        return (name, ()) if site is None else (site.order, site.item), self.invoke, self.steps
+        if site is None:
+            return (name, ()), self.invoke, self.steps
+        event = self.table.events[site.order]  # its order changes when somebody looks into a module
+        return (event.path, event.port, event.call, site.item), self.invoke, self.steps
 
     def save(self, value: Any, kept: Any, name: str | None, reduce: str | None, line: Line) -> None:
         """Record that a Value is kept, under a name of its own; `kept` is what holds on to what it is now."""

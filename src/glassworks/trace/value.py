@@ -266,11 +266,14 @@ class Value(Operators):
         chain: list[Value] = [self]
         while chain[-1]._parent is not None:
             chain.append(chain[-1]._parent)
-        root = chain[-1]
+        root, block = chain[-1], self._block
         if root._site is None:
             return []
-        read = self._block.nodes[root._view]
-        if (read.invoke, read.steps) != (self._block.invoke, self._block.steps):
+        if block.refused and (reason := next((block.refused[v._view] for v in chain if v._view in block.refused), "")):
+            raise WriteError(f"{reason}\n  at {line}")
+        derived, read = block.derived.get(root._site), block.nodes[root._view]
+        scope = (read.invoke, read.steps) if derived is None else derived.scopes[root._view]
+        if scope != (block.invoke, block.steps):
             raise ScopeError(
                 f"{root._site} was read in other rows or steps than those that are open here: write it where it was "
                 f"read\n  read at  {root._line}\n  write at {line}"
@@ -294,7 +297,7 @@ class Value(Operators):
         whole = new if not views else self._update(root._node, views, new, line)
         block.write(root._site, whole, line)
         root._node, self._node = whole, new
-        padded = block.may_pad(block.invoke)
+        padded = block.may_pad(block.invoke) and root._site not in block.derived
         if padded:
             root._node = block.read(root._site, line)  # as the site has it now: padding is 0
         for value in reversed(chain):
@@ -335,17 +338,36 @@ class Value(Operators):
             self.value.grad = _plain(new)
             return
         line = caller()
+        if (self._parent._site if self._parent is not None else self._site) in self._block.derived:
+            raise WriteError(f"the gradient of a derived site is read only: write that of attn.output\n  at {line}")
         backward, block = self._backward(line), self._block
         node = block.node_of(new, line)
         own = (self._node, backward, node)
         block.add(Node("grad_write", "", tuple(Ref(n) for n in own), (), own, ALL_ROWS, None), line)
 
     def grad_of(self, backward: int | None, line: Line) -> "Value":
+        """The gradient of one backward, the last if none is named."""
+        if self._block.derived and (found := self._derived_grad(backward, line)) is not None:
+            return found
         """The gradient with respect to this value of one backward, by its node."""
         backward = self._backward(line) if backward is None else backward
         own = (self._node, backward)
         node = Node("grad", "", (Ref(self._node), Ref(backward)), (), own, ALL_ROWS, None)
         return Value(self._block, self._block.add(node, line), line)
+
+    def _derived_grad(self, backward: int | None, line: Line) -> "Value | None":
+        """Of a derived site, or a view of one: through what it is derived from."""
+        views: list[Value] = [self]
+        while views[-1]._parent is not None:
+            views.append(views[-1]._parent)
+        derived = self._block.derived.get(views[-1]._site or "")
+        if derived is None:
+            return None
+        found: Value = derived.gradient(backward, line)
+        for view in reversed(views[:-1]):
+            node = self._block.nodes[view._view]
+            found = self._block.call(node.target, (found, *node.args[1:]), dict(node.kwargs), line)
+        return found
 
     def _backward(self, line: Line) -> int:
         found = [n for n, node in enumerate(self._block.nodes) if node.kind == "backward"]
