@@ -54,16 +54,22 @@ def every_site_reads_what_passes_there(runtime: Runtime) -> None:
     with runtime.model.trace(PROMPT, **runtime.arguments):
         saved = {name: read(runtime.model, name).save() for name in places}
     for name, value in saved.items():
-        same_bits(value, seen[name])
+        (same_bits if name in _as_it_runs(runtime) else close)(value, seen[name])
 
 
 def writing_what_was_read_changes_nothing(runtime: Runtime) -> None:
     expected = runtime.forward(PROMPT, **runtime.arguments).logits
-    with runtime.model.trace(PROMPT, **runtime.arguments):
-        for name in names_of(runtime):
-            write(runtime.model, name, read(runtime.model, name))
-        saved = runtime.model.logits.save()
-    same_bits(saved, expected)
+    for names, equal in ((_as_it_runs(runtime), same_bits), (names_of(runtime), close)):
+        with runtime.model.trace(PROMPT, **runtime.arguments):
+            for name in names:
+                write(runtime.model, name, read(runtime.model, name))
+            saved = runtime.model.logits.save()
+        equal(saved, expected)
+
+
+def _as_it_runs(runtime: Runtime) -> list[str]:
+    """Sites that do not make attention compute otherwise than it does when nobody looks."""
+    return [name for name in names_of(runtime) if not name.endswith((".scores", ".probs"))]
 
 
 def a_write_matters(runtime: Runtime, name: str) -> None:
@@ -82,7 +88,7 @@ def a_write_matters(runtime: Runtime, name: str) -> None:
     with runtime.model.trace(PROMPT, **runtime.arguments):
         read(runtime.model, name)[..., ::2] *= 1.5
         saved = runtime.model.logits.save()
-    same_bits(saved, expected)
+    (same_bits if name in _as_it_runs(runtime) and ".heads." not in name else close)(saved, expected)
     differs(saved, plain)
 
 

@@ -4,6 +4,7 @@
 Variables are named once: a write in place gives the handle a new name, and the old one is not used again.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from laws.places import read, write
 from laws.reference import Map, hooked, map_of
 from laws.runtimes import Runtime, local
-from laws.vocabulary import BINARY, IN_PLACE, NEEDS_VALUE, UNARY
+from laws.vocabulary import BINARY, IN_PLACE, NEEDS_ONE_LAYOUT, NEEDS_VALUE, UNARY
 
 BEFORE = -1
 
@@ -73,10 +74,9 @@ class _Draft:
         ]
 
     def sample(self, site: str) -> torch.Tensor:
-        length = len(self.prompt)
-        if self.family == "t5" and not site.startswith("encoder."):
-            length = 4
-        return torch.linspace(-1, 1, length * self.map.width[site]).reshape(1, length, -1)
+        lengths: dict[int | str, int] = {"prompt": len(self.prompt), "decoder": 4}
+        shape = [lengths[size] if isinstance(size, str) else size for size in self.map.shape[site]]
+        return torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
 
     def usable(self, by: int) -> list[int]:
         return [n for n, v in self.variables.items() if v.alive and v.time <= by]
@@ -145,6 +145,7 @@ class _Draft:
         own = self.variables[handle]
         value = self.draw(st.sampled_from(self.usable(own.time)))
         ways = [name for name in IN_PLACE if self._works(IN_PLACE[name], handle, value)]
+        ways = [name for name in ways if ".heads." not in own.site or name not in NEEDS_ONE_LAYOUT]
         way = self.draw(st.sampled_from(ways))
         self.versions[own.site] = self.versions.get(own.site, 0) + 1
         own.alive = False

@@ -186,3 +186,6 @@ IN_PLACE: dict[str, Callable[[Any, Any], None]] = {
 """Ways to change a handle `h` in place, some of them with another value `v`."""
 
 NEEDS_VALUE = frozenset({"last_token", "last_kept", "everything", "added", "multiplied", "copied"})
+
+NEEDS_ONE_LAYOUT = frozenset({"heads", "viewed"})
+"""Ways that take a view only of tensors that lie in memory in the order of their axes, as heads may not."""
