@@ -313,6 +313,42 @@ def equal_lengths_take_one_forward(runtime: Runtime, count: int = 64) -> None:
         close(saved[k], own.value)
 
 
+INSIDE = ("attn.probs", "attn.scores", "attn.heads.key", "attn.heads.query", "mid")
+
+
+def what_is_inside_a_generation(runtime: Runtime) -> None:
+    """Keys grow with the steps; each invoke sees its own, whatever the company; a write there matters."""
+    model, part = runtime.model, middle(runtime)
+
+    def steps_of(t: Any) -> dict[str, Any]:
+        found = {}
+        with t.steps[0:3]:
+            part.attn.heads.value[:, -1, 0] *= 3.0
+            for name in INSIDE:
+                found[name] = read(part, name).save()
+            found["logits"] = model.logits[:, -1].save()
+        return found
+
+    alone, together = [], []
+    for prompt in RAGGED:
+        with model.generate(prompt, max_new_tokens=3) as t:
+            alone.append(steps_of(t))
+    with model.generate(max_new_tokens=3) as t:
+        for prompt in RAGGED:
+            with t.invoke(prompt):
+                together.append(steps_of(t))
+    for own, other in zip(together, alone, strict=True):
+        assert len(own["logits"].value) == len(other["logits"].value) > 0
+        for name in own:
+            for found, expected in zip(own[name].value, other[name].value, strict=True):
+                close(found, expected)
+    for prompt, own in zip(RAGGED, alone, strict=True):
+        tokens = 1 if runtime.two else len(prompt)
+        assert [p.shape[-1] for p in own["attn.probs"].value] == [tokens, tokens + 1, tokens + 2][
+            : len(own["mid"].value)
+        ]
+
+
 def skipping_is_replacing(runtime: Runtime) -> None:
     with runtime.model.trace(PROMPT):
         resid = runtime.layers[0].output

@@ -63,10 +63,17 @@ def parameters_are_left_alone(differentiable: Runtime) -> Any:
     assert all(parameter.grad is None for parameter in differentiable.bare.parameters())
 
 
-@pytest.mark.parametrize("what", ["output", "input", "attn.output", "attn.input", "mlp.output", "mlp.input"])
+WHOLE = ["output", "input", "attn.output", "attn.input", "mlp.output", "mlp.input"]
+INSIDE = ["mid", "mlp.neurons", "mlp.router.output", *(f"attn.heads.{p}" for p in ("query", "key", "value", "output"))]
+
+
+@pytest.mark.parametrize("what", [*WHOLE, *INSIDE, "attn.scores", "attn.probs"])
 def test_gradients_of_sites(differentiable: Runtime, what: str) -> None:
     runtime, expected = differentiable, {}
     sites = [name(runtime, layer, what) for layer in range(3)]
+    if sites[0] not in runtime.model.table.sites:
+        assert what in ("mlp.neurons", "mlp.router.output")
+        return
     loss = plain(runtime, {site: seen(expected, site) for site in sites}, score)
     loss.backward()
     runtime.bare.zero_grad()
@@ -78,6 +85,24 @@ def test_gradients_of_sites(differentiable: Runtime, what: str) -> None:
     for site, gradient in zip(sites, found, strict=True):
         close(gradient, expected[site].grad)
         assert float(gradient.value.abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("what", ["mid", "attn.heads.output", "attn.probs"])
+def test_gradients_of_what_was_overwritten(differentiable: Runtime, what: str) -> None:
+    """The old handle has none where it was written over, the new one has all of it."""
+    runtime = differentiable
+    site = name(runtime, 1, what)
+    with runtime.model.trace(PROMPT, **runtime.arguments) as t:
+        old = read(runtime.model, site)
+        old_twin = old * 1.0
+        read(runtime.model, site)[:, 0] *= 0.5
+        new = read(runtime.model, site)
+        t.backward(score(runtime.model.logits).sum())
+        found, whole, unused = new.grad.save(), old.grad.save(), old_twin.grad.save()
+    assert float(found.value.abs().max()) > 1e-5
+    same_bits(unused, torch.zeros_like(unused.value))
+    close(whole.value[:, 0], found.value[:, 0] * 0.5)
+    close(whole.value[:, 1:], found.value[:, 1:])
 
 
 def test_gradients_of_slices_and_views(differentiable: Runtime) -> None:

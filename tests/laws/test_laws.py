@@ -29,6 +29,7 @@ WRITTEN = [
     checks.equal_lengths_take_one_forward,
     checks.skipping_is_replacing,
     checks.steps_read_and_write,
+    checks.what_is_inside_a_generation,
 ]
 
 
