@@ -119,8 +119,8 @@ _ACTIONS: dict[Any, Mapping[str, Action]] = {}
 
 
 def _attention(
-    module: Any, query: Any, key: Any, value: Any, mask: Any, *, scaling: Any = None, position_bias: Any = None, **_: Any
-) -> Any:  # fmt: skip
+    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: Any = None, position_bias: Any = None, **_: Any
+) -> Any:
     """Of a lone prompt without padding: softmax(q k / sqrt(d) + bias + causality) v."""
 
     def at(port: str, tensor: torch.Tensor, *, swapped: bool = False) -> torch.Tensor:

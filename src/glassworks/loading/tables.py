@@ -1,14 +1,17 @@
 """Site tables by what is asked of them: with the operations inside some modules, for inputs of some shapes."""
 
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
 import torch
 
+from glassworks.errors import InputError
 from glassworks.graph.backend import Inputs, Rows
 from glassworks.graph.sites import SiteTable
 from glassworks.graph.wire import Blob
 from glassworks.model.anatomy import build_table
+from glassworks.model.runs import image_shape
 from glassworks.model.scan import scan
 from glassworks.trace.tensors import TensorConstant, as_tensor
 
@@ -23,6 +26,7 @@ class ModelTables:
         self._module, self._table = module, table
         self._known = frozenset(table.within)
         self._more: dict[frozenset[str], SiteTable] = {}
+        self._sized: dict[Any, SiteTable] = {}
         self._lock = Lock()
 
     def __call__(self, inputs: Inputs | None, within: frozenset[str]) -> SiteTable:
@@ -35,6 +39,43 @@ class ModelTables:
                     self._more.clear()
                 self._more[within] = build_table(self._module, within=within)
             return self._more[within]
+
+
+class ImageTables(ModelTables):
+    """The tables of a Hugging Face model that reads images: each invoke is a pass of its own, of known size."""
+
+    def __init__(self, module: torch.nn.Module, table: SiteTable) -> None:
+        super().__init__(module, replace(table, plain=True, shareable=False))
+        self._shape = image_shape(module)
+
+    def __call__(self, inputs: Inputs | None, within: frozenset[str]) -> SiteTable:
+        """The table for so many images. InputError: they are of another size than the model's own."""
+        table = replace(super().__call__(inputs, within), plain=True, shareable=False) if within else self._table
+        images = None if inputs is None or not inputs.invokes else _images(inputs.invokes[0])
+        if images is None:
+            return table
+        if tuple(images.shape[1:]) != self._shape:
+            raise InputError(
+                f"this model reads images {list(self._shape)} (channels, height, width), got {list(images.shape[1:])}"
+            )
+        key = (within, int(images.shape[0]))
+        if key not in self._sized:
+            if len(self._sized) >= _KEPT:
+                self._sized.clear()
+            sizes = {"batch": int(images.shape[0])}
+            sites = {
+                name: replace(site, axes=tuple(sizes.get(str(axis), axis) for axis in site.axes))
+                for name, site in table.sites.items()
+            }
+            self._sized[key] = replace(table, sites=sites, plain=True, shareable=False)
+        return self._sized[key]
+
+
+def _images(rows: Rows) -> Any:
+    found = rows.kwargs.get("pixel_values", rows.args[0] if rows.args else None)
+    if found is None:
+        raise InputError(f"this model reads images: give pixel_values=, got {', '.join(rows.kwargs) or 'nothing'}")
+    return found
 
 
 class PlainTables:

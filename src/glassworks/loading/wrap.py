@@ -7,9 +7,10 @@ import torch
 from glassworks.engine.local import LocalBackend
 from glassworks.errors import InputError, ModelError
 from glassworks.graph.sites import SiteTable
-from glassworks.loading.tables import ModelTables, PlainTables
+from glassworks.loading.tables import ImageTables, ModelTables, PlainTables
 from glassworks.model.anatomy import build_table
 from glassworks.model.identity import unembed_is_plain
+from glassworks.model.runs import reads_images
 from glassworks.model.text import TokenizerText
 from glassworks.run.eager import EagerRuntime
 from glassworks.run.staged import StagedRuntime
@@ -67,9 +68,10 @@ def local_backend(module: torch.nn.Module, *, stages: int = 1) -> LocalBackend:
         runtime = StagedRuntime(module, table)
     else:
         raise InputError(f"stages is 1 or 2, got {stages}")
-    if "logits" in table.sites and table.layers:
+    if "logits" in table.sites and table.layers and table.vocab:
         runtime.unembed = _unembed(module, table, runtime)
-    return LocalBackend(runtime, ModelTables(module, table), defaults=_defaults(module))
+    tables = ImageTables(module, table) if reads_images(module) else ModelTables(module, table)
+    return LocalBackend(runtime, tables, defaults=_defaults(module))
 
 
 def _unembed(module: torch.nn.Module, table: SiteTable, runtime: Any) -> Any:

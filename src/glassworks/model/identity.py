@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from glassworks.graph.sites import Site, SiteTable
 from glassworks.model.parts import Block, Candidate
 from glassworks.model.record import Item, listening, pick, undisturbed
-from glassworks.model.runs import token_runs
+from glassworks.model.runs import small_runs
 from glassworks.model.terms import Combination, Ledger, combine
 
 Place = tuple[int, Item]
@@ -107,7 +107,7 @@ def _visit(module: nn.Module, table: SiteTable, sites: Iterable[Site], take: Cal
             take((order, item), pick(value, item))
 
     with undisturbed(module), listening(module, listener):
-        return token_runs(module)[0].call(module)
+        return small_runs(module)[0].call(module)
 
 
 def sites_of(block: Block) -> Iterator[Site]:

@@ -16,7 +16,7 @@ from glassworks.errors import ModelError
 from glassworks.graph.sites import Event, Site, SiteTable
 from glassworks.model.attention import LISTENING, Listener, listening_config
 from glassworks.model.record import undisturbed
-from glassworks.model.runs import token_runs
+from glassworks.model.runs import small_runs
 
 WHY_NONE = "written out in plain operations, the attention of {kind} does not give what it gives otherwise"
 
@@ -46,7 +46,7 @@ def with_probabilities(module: nn.Module, table: SiteTable) -> SiteTable:
 
 def _written_out(module: nn.Module, paths: Sequence[str]) -> Shown:
     """What every attention showed while all were written out; empty if the model returned something else."""
-    run = token_runs(module)[0]
+    run = small_runs(module)[0]
     shown: Shown = {}
     with undisturbed(module):
         plain = _first(run.call(module))

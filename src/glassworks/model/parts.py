@@ -62,7 +62,7 @@ class Stack:
     """The layers of a model, or of its encoder or decoder."""
 
     path: str
-    tokens: str
+    tokens: Axis
     width: Axis
     blocks: tuple[Block, ...]
 
@@ -86,8 +86,11 @@ class Passage:
     def inside(self, span: Span) -> list[Span]:
         return [other for other in self.spans if span.start < other.start and other.end < span.end]
 
-    def stream(self, order: int, tokens: str, width: Axis | None = None) -> Site | None:
-        """The first tensor at the event that is a residual stream, shown as [batch, tokens, d]."""
+    def stream(self, order: int, tokens: Axis, width: Axis | None = None) -> Site | None:
+        """The first tensor at the event that is a residual stream, shown as [batch, tokens, d].
+
+        `tokens`: the label of the second axis, or their number where it is always the same.
+        """
         for site in sorted(self.leaves.get(order, {}).values(), key=lambda s: s.item != () and s.item[0] == 1):
             *rows, last = site.axes or ("",)
             if not isinstance(last, int) or width not in (None, last):
@@ -113,6 +116,9 @@ class Passage:
 
 def find_stacks(passage: Passage, *, encoder_decoder: bool) -> dict[str, Stack]:
     """The stacks of layers that are found, by name: `""`, or `encoder` and `decoder`."""
+    if not any("seq" in site.axes for site in passage.table.sites.values()):
+        fixed = [stack for tokens in _counts(passage) for stack in _all_stacks(passage, (tokens,))]
+        return {"": max(fixed, key=lambda stack: len(stack.blocks))} if fixed else {}
     found = sorted(_all_stacks(passage), key=lambda stack: len(stack.path))
     outer = [s for i, s in enumerate(found) if not any(s.path.startswith(f"{o.path}.") for o in found[:i])]
     wanted = {"encoder": "source", "decoder": "seq"} if encoder_decoder else {"": "seq"}
@@ -124,11 +130,16 @@ def find_stacks(passage: Passage, *, encoder_decoder: bool) -> dict[str, Stack]:
     return best
 
 
+def _counts(passage: Passage) -> set[Axis]:
+    """Numbers of tokens that a model which always has the same may have: sizes of the middle one of three axes."""
+    return {site.axes[1] for site in passage.table.sites.values() if len(site.axes) == 3 and site.axes[0] == "batch"}
+
+
 def _has_attention(passage: Passage, stack: Stack) -> bool:
     return any(passage.is_attention(span) for block in stack.blocks for span in passage.inside(block.span))
 
 
-def _all_stacks(passage: Passage) -> Iterator[Stack]:
+def _all_stacks(passage: Passage, labels: Sequence[Axis] = ("seq", "source")) -> Iterator[Stack]:
     for path, module in passage.modules.items():
         if not isinstance(module, nn.ModuleList) or not all(any(entry.children()) for entry in module):
             continue
@@ -136,14 +147,14 @@ def _all_stacks(passage: Passage) -> Iterator[Stack]:
         spans = [span for span in passage.spans if span.path in entries]
         if not entries or {span.path for span in spans} != entries:
             continue
-        for tokens in ("seq", "source"):
+        for tokens in labels:
             blocks = [_block(passage, span, tokens) for span in spans]
             real = tuple(block for block in blocks if block is not None)
             if real and len(real) == len(blocks):
                 yield Stack(path, tokens, real[0].output.axes[-1], real)
 
 
-def _block(passage: Passage, span: Span, tokens: str) -> Block | None:
+def _block(passage: Passage, span: Span, tokens: Axis) -> Block | None:
     output = passage.stream(span.end, tokens)
     into = output and passage.stream(span.start, tokens, output.axes[-1])
     return Block(span, into, output) if into and output and not (into.unfold or output.unfold) else None

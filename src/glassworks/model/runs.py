@@ -1,10 +1,11 @@
-"""Small inputs on which a model shows what it does: token ids of two sizes, so that no two axes look alike.
+"""Small inputs on which a model shows what it does: token ids, or images, of two sizes, so that no two axes look alike.
 
 Position ids are always given where the forward takes them, so that what depends on positions has a row for
 each request; masks and caches are not.
 """
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -56,8 +57,8 @@ def vocabulary(module: nn.Module) -> int:
     return int(getattr(config.get_text_config(), "vocab_size", None) or getattr(config, "vocab_size", None) or 0)
 
 
-def token_runs(module: nn.Module) -> tuple[Run, Run]:
-    """Two forward passes of a Hugging Face model that reads token ids.
+def small_runs(module: nn.Module) -> tuple[Run, Run]:
+    """Two forward passes of a Hugging Face model that reads token ids or images.
 
     Raises:
         ModelError: it reads something else.
@@ -66,13 +67,36 @@ def token_runs(module: nn.Module) -> tuple[Run, Run]:
         raise ModelError(
             f"expected a Hugging Face model, got {type(module).__name__}; wrap it with the inputs of one call"
         )
+    if reads_images(module):
+        first, second = (_image_run(module, batch) for batch in (2, 3))
+        return first, second
     if "input_ids" not in _arguments(module):
         raise ModelError(
-            f"expected a model that reads input_ids, got {type(module).__name__}, which reads "
+            f"expected a model that reads input_ids or pixel_values, got {type(module).__name__}, which reads "
             f"{', '.join(_arguments(module))}; wrap it as a plain module, with the inputs of one call"
         )
     first, second = (_run(module, sizes) for sizes in _SIZES)
     return first, second
+
+
+def reads_images(module: nn.Module) -> bool:
+    """Whether a Hugging Face model reads images, and no tokens."""
+    accepted = _arguments(module)
+    return "pixel_values" in accepted and "input_ids" not in accepted
+
+
+def image_shape(module: nn.Module) -> tuple[int, int, int]:
+    """Channels, height and width of the images that the model was made for."""
+    config: Any = module.config
+    size = getattr(config, "image_size", 224)
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    return int(getattr(config, "num_channels", 3)), int(height), int(width)
+
+
+def _image_run(module: nn.Module, batch: int) -> Run:
+    first = next(module.parameters())
+    ramp = torch.linspace(-1, 1, batch * math.prod(image_shape(module)), dtype=first.dtype, device=first.device)
+    return Run((), {"pixel_values": ramp.view(batch, *image_shape(module))}, {"batch": batch})
 
 
 def _run(module: nn.Module, sizes: Mapping[str, int]) -> Run:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from glassworks.errors import ModelError
 from glassworks.graph.sites import ATTENTION_PORTS, FOLDED, UNKNOWN, Axis, Event, Port, Site, SiteTable
 from glassworks.model.record import Item, Seen, fake_model, record
-from glassworks.model.runs import Run, token_runs
+from glassworks.model.runs import Run, small_runs
 
 _EXPERTS = "experts"
 _OTHER_OPERATIONS = "the operations of its forward depend on the tokens, so they have no fixed place"
@@ -51,7 +51,7 @@ def scan(
         ModelError: no inputs; or the model did not run on ours, or orders its modules by its input.
     """
     if not plain:
-        runs = token_runs(module)
+        runs = small_runs(module)
         table = _table(module, [record(module, run, within) for run in runs], runs)
         return replace(table, within=tuple(sorted(within)))
     if inputs is None:

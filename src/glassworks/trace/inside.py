@@ -101,8 +101,11 @@ class Heads:
 
 
 class Result:
-    """The derived site of what heads add: read as `output` through each head's part of the projection's weight; written,
-    it moves what the projection returns by the difference."""
+    """The derived site of what heads add.
+
+    It is read as `output` through each head's part of the projection's weight. Written, it moves what the projection
+    returns by the difference.
+    """
 
     def __init__(self, heads: Heads, recorder: Recorder, line: Line) -> None:
         self._heads, self._recorder = heads, recorder
