@@ -38,6 +38,7 @@ format: install
 
 docs: install
 	$(BIN)/python tools/write_docs.py
+	$(BIN)/python tools/write_tour.py
 
 bench: install
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'

@@ -68,5 +68,12 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOMES[name]), name)
 
 
+def load_ipython_extension(ipython: Any) -> None:
+    """`%load_ext glassworks`: graphs, models, results and values are drawn in a notebook."""
+    from glassworks.notebook import register
+
+    register(ipython)
+
+
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOMES])

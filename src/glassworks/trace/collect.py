@@ -21,10 +21,10 @@ from glassworks.trace.shapes import Shapes
 from glassworks.trace.tensors import TensorConstant, as_tensor
 
 _SIZES: tuple[Mapping[str, int | None], ...] = (
-    {"batch": 3, "seq": 7, "source": 11},
-    {"batch": 4, "seq": 9, "source": 14},
+    {"batch": 3, "seq": 7, "source": 11, "context": 13},
+    {"batch": 4, "seq": 9, "source": 14, "context": 17},
 )
-_LABELS = {(3, 4): "batch", (7, 9): "seq", (11, 14): "source"}
+_LABELS = {(3, 4): "batch", (7, 9): "seq", (11, 14): "source", (13, 17): "context"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class _Source:
 
 
 def axes_of_saves(graph: Graph, table: SiteTable) -> dict[str, tuple[Any, ...]]:
-    """Save name -> the labels of its axes: `batch`, `seq`, `source`, or a size. Of many steps: as in the first."""
+    """Save name -> labels of its axes: `batch`, `seq`, `source`, `context`, or a size. Of many steps: as in the first."""
     constants = tuple(TensorConstant(as_tensor(constant)) for constant in graph.constants)
     source = _Source(graph.nodes, graph.lines, constants, table)
     pair = [Shapes(source, partial(_sizes_at, sizes)) for sizes in _SIZES]
@@ -124,15 +124,16 @@ class _Join:
         for k, ids in enumerate(chunk):
             piece = part.narrow(axis, k, 1)
             for other, label in enumerate(self.labels):
-                if label == self.tokens and piece.shape[other] == longest:
-                    piece = piece.narrow(other, longest - len(ids), len(ids))
+                size, padding = piece.shape[other], longest - len(ids)
+                if (label == self.tokens and size == longest) or (label == "context" and self.tokens == "seq"):
+                    piece = piece.narrow(other, padding, size - padding)
             pieces.append(piece)
         return pieces
 
 
 def _reduced(pieces: Sequence[torch.Tensor], labels: tuple[Any, ...], reduce: str) -> torch.Tensor:
     """Over rows, and over real tokens where the value has them; in float64, given back in the value's own format."""
-    axes = [k for k, label in enumerate(labels) if label in ("batch", "seq", "source")]
+    axes = [k for k, label in enumerate(labels) if label in ("batch", "seq", "source", "context")]
     total = torch.stack([piece.double().sum(dim=axes) for piece in pieces]).sum(dim=0)
     if reduce == "mean":
         total = total / sum(math.prod(piece.shape[axis] for axis in axes) for piece in pieces)

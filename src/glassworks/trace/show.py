@@ -25,16 +25,22 @@ def _own_sites(table: SiteTable, prefixes: list[str]) -> list[str]:
 
 def _model(table: SiteTable) -> str:
     rows = [f"{table.family}: {len(table.sites)} sites on {len(table.events)} events"]
-    shown = [name for name in table.standard_names if not _repeats(name)]
-    for name in shown:
-        site = table.sites[name]
-        rows.append(f"  {_generic(name, table):<32} {axes(site.axes):<24} {site.dtype:<9} {table.event_of(site).path}")
-    if not shown:
+    for name, shown, dtype, path in standard_rows(table):
+        rows.append(f"  {name:<32} {shown:<28} {dtype:<9} {path}")
+    if len(rows) == 1:
         rows += [f"  .{child}  ({table.kinds.get(child, '?')})" for child in table.children.get("", ())]
-    for name, reason in sorted(table.absent.items()):
-        if not _repeats(name):
-            rows.append(f"  no {name}: {reason}")
-    return "\n".join(rows)
+    return "\n".join([*rows, *(f"  no {name}: {reason}" for name, reason in absent_rows(table))])
+
+
+def standard_rows(table: SiteTable) -> list[tuple[str, str, str, str]]:
+    """Name, axes, number format and module of each standard site; those of the first layer stand for all."""
+    shown = [(name, table.sites[name]) for name in table.standard_names if not _repeats(name)]
+    return [(_generic(name, table), axes(s.axes), s.dtype, table.event_of(s).path) for name, s in shown]
+
+
+def absent_rows(table: SiteTable) -> list[tuple[str, str]]:
+    """Name of what the model lacks, and why."""
+    return [(_generic(name, table), why) for name, why in sorted(table.absent.items()) if not _repeats(name)]
 
 
 def _repeats(name: str) -> bool:
