@@ -38,7 +38,7 @@ class _Source:
 
 
 def axes_of_saves(graph: Graph, table: SiteTable) -> dict[str, tuple[Any, ...]]:
-    """Save name -> labels of its axes: `batch`, `seq`, `source`, `context`, or a size. Of many steps: as in the first."""
+    """Save name -> labels of its axes: `batch`, `seq`, `source`, `context`, or a size. Of many steps: of the first."""
     constants = tuple(TensorConstant(as_tensor(constant)) for constant in graph.constants)
     source = _Source(graph.nodes, graph.lines, constants, table)
     pair = [Shapes(source, partial(_sizes_at, sizes)) for sizes in _SIZES]
