@@ -11,7 +11,7 @@ import glassworks as gw
 from laws.equal import close, differs, same_bits
 from laws.places import read, write
 from laws.reference import hooked, map_of, names_of
-from laws.runtimes import Runtime
+from laws.runtimes import Runtime, local
 
 PROMPT = [5, 6, 7, 8, 9]
 RAGGED = [[5, 6, 7], [11, 12, 13, 14, 15, 16], [21, 22], [31, 32, 33, 34, 35]]
@@ -33,8 +33,8 @@ def middle(runtime: Runtime) -> Any:
 
 def saving_is_the_plain_forward(runtime: Runtime) -> None:
     with runtime.model.trace(PROMPT, **runtime.arguments) as t:
-        result = t.result["logits"].save()
         logits = runtime.model.logits.save()
+        result = t.result["logits"].save()
     expected = runtime.forward(PROMPT, **runtime.arguments).logits
     same_bits(result, expected)
     same_bits(logits, expected)
@@ -215,12 +215,12 @@ def nan_stays_where_it_was_written(runtime: Runtime) -> None:
 
 def several_prompts_in_one_invoke(runtime: Runtime) -> None:
     with runtime.model.trace(RAGGED):
-        last = runtime.model.logits[:, -1].save()
         inner = runtime.layers[1].output.save()
+        last = runtime.model.logits[:, -1].save()
     for k, prompt in enumerate(RAGGED):
         with runtime.model.trace(prompt):
-            own = runtime.model.logits[:, -1].save()
             mine = runtime.layers[1].output.save()
+            own = runtime.model.logits[:, -1].save()
         close(last.value[k], own.value[0])
         if not runtime.two:
             close(inner.value[k, -len(prompt) :], mine.value[0])
@@ -359,6 +359,32 @@ def skipping_is_replacing(runtime: Runtime) -> None:
         replaced = runtime.model.logits.save()
     same_bits(skipped, replaced.value)
     differs(skipped, logits_alone(runtime, PROMPT))
+
+
+# Gradients.
+
+
+def gradients_are_the_traces(runtime: Runtime) -> None:
+    """Of a block that runs line by line; also where one is written, and the next depends on it."""
+    found = []
+    for own in (runtime, local(runtime.family)):
+        with own.model.trace(PROMPT, **runtime.arguments) as t:
+            values = [layer.output for layer in own.layers]
+            part = values[1][:, -1, 4:9]
+            doubled = values[2] * 2
+            own.layers[2].output = doubled
+            b = t.backward((own.model.logits[:, -1] ** 2).mean())
+            late = [value.grad.save() for value in (doubled, values[2], part, values[1])]
+            values[1].grad = values[1].grad * 0.25
+            early = [values[1].grad.save(), values[0].grad.save()]
+            b.grad(values[0])[:, -1].abs().sum().save()
+        found.append(([*late, *early], t.graph))
+    (mine, graph), (expected, other) = found
+    assert graph == other
+    for gradient, theirs in zip(mine, expected, strict=True):
+        same_bits(gradient, theirs)
+    same_bits(mine[4], mine[3].value * 0.25)
+    assert float(mine[5].value.abs().max()) > 1e-6
 
 
 # Generation.

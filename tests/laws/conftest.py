@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from families import FAMILIES
-from laws.runtimes import KINDS, Runtime, Services
+from laws.runtimes import KINDS, Runtime, Services, lived
 from laws.runtimes import runtime as make_runtime
 
 SERVED = ("gpt2", "t5")
@@ -45,9 +45,13 @@ def here(request: pytest.FixtureRequest, services: Services) -> Runtime:
     return make_runtime(request.param, "eager", services)
 
 
-@pytest.fixture
-def differentiable(runtime: Runtime) -> Runtime:
+@pytest.fixture(scope="session", params=list(FAMILIES))
+def live(request: pytest.FixtureRequest) -> Runtime:
+    """Blocks run line by line."""
+    return lived(request.param)
+
+
+@pytest.fixture(scope="session", params=pairs((*(kind for kind in KINDS if kind != "staged"), "live")))
+def differentiable(request: pytest.FixtureRequest, services: Services) -> Runtime:
     """The runtimes that take gradients."""
-    if not runtime.takes_gradients:
-        pytest.skip("this runtime is forward only")
-    return runtime
+    return make_runtime(*request.param, services)

@@ -235,8 +235,13 @@ def _apply(name: str, given: Sequence[Any]) -> Any:
 # Through the language.
 
 
-def record(model: Any, experiment: Experiment, known: dict[int, Any], prefix: str = "") -> dict[int, Any]:
-    """Write the lines into the block that is open; gives what was saved, by the number of the line."""
+def record(
+    model: Any, experiment: Experiment, known: dict[int, Any], prefix: str = "", *, sorted_by_time: bool = False
+) -> dict[int, Any]:
+    """Write the lines into the block that is open; gives what was saved, by the number of the line.
+
+    `sorted_by_time`: a line that uses a handle as it was may stand below one that moves it on.
+    """
     saved = {}
     for number, step in enumerate(experiment.steps):
         given = [known[n] for n in step.given]
@@ -250,6 +255,8 @@ def record(model: Any, experiment: Experiment, known: dict[int, Any], prefix: st
             case "number":
                 write(model, step.site, 0.5)
             case "in_place":
+                if sorted_by_time:
+                    known[step.given[0]] = given[0][...]
                 IN_PLACE[step.what](given[0], given[-1])
                 known[step.out] = given[0]
             case "augment" if step.what == "add":

@@ -29,10 +29,6 @@ class Runtime:
     model: Any
 
     @property
-    def takes_gradients(self) -> bool:
-        return self.kind != "staged"
-
-    @property
     def two(self) -> bool:
         """Whether there is an encoder."""
         return self.family in SOURCE_ONLY
@@ -106,6 +102,19 @@ def in_process(family: str) -> Any:
     return gw.connect(eager(family))
 
 
+class Lived:
+    """A model whose traces run line by line, for laws whose blocks are written in the order of the forward pass."""
+
+    def __init__(self, model: Any) -> None:
+        self.__dict__["_model"] = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, "live" if name == "trace" else name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._model, name, value)
+
+
 KINDS: dict[str, Callable[[str, Services], Any]] = {
     "eager": lambda family, services: eager(family),
     "staged": lambda family, services: staged(family),
@@ -114,7 +123,13 @@ KINDS: dict[str, Callable[[str, Services], Any]] = {
 }
 
 
+def lived(family: str) -> Runtime:
+    return Runtime(family, "live", bare(family), Lived(eager(family)))
+
+
 def runtime(family: str, kind: str, services: Services) -> Runtime:
+    if kind == "live":
+        return lived(family)
     return Runtime(family, kind, bare(family), KINDS[kind](family, services))
 
 

@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from glassworks.engine import live
 from glassworks.engine.batch import Batch
 from glassworks.run import interpret, rows
 from glassworks.run.eager import EagerRuntime
+from glassworks.run.live import LiveInterpreter
 from glassworks.run.rows import Leaf
 from glassworks.trace import binding
 from laws import checks
-from laws.runtimes import Runtime, local
+from laws.runtimes import Runtime, lived, local
 
 Patch = pytest.MonkeyPatch
 
@@ -126,6 +128,33 @@ def ignore_saves_order(patch: Patch) -> None:
     patch.setattr(interpret.Interpreter, "_save", reversed_save)
 
 
+def go_on_as_it_was(patch: Patch) -> None:
+    """A live pass that goes on with what came, not with what was written."""
+    patch.setattr(LiveInterpreter, "settled", lambda self, raw, leaves: raw)
+
+
+def forget_gradients_that_were_written(patch: Patch) -> None:
+    kept = live._kept_by_nobody
+
+    def plain(node: Any) -> Any:
+        if node.kind == "grad_write":
+            return node._replace(kind="call", target="detach", args=node.args[:1], deps=node.deps[:1])
+        return kept(node)
+
+    patch.setattr(live, "_kept_by_nobody", plain)
+
+
+def forget_what_was_written_before(patch: Patch) -> None:
+    """A live pass whose site is looked at anew by each line."""
+    perform = LiveInterpreter.perform
+
+    def anew(self: LiveInterpreter, n: int) -> None:
+        self.open(self.event, self._raw) if hasattr(self, "_raw") else None
+        perform(self, n)
+
+    patch.setattr(LiveInterpreter, "perform", anew)
+
+
 BROKEN: list[tuple[Callable[[Patch], None], Callable[[Runtime], Any]]] = [
     (drop_every_write, partial(checks.a_write_matters, name="layers.1.output")),
     (drop_every_write, checks.a_patch_across_invokes),
@@ -144,6 +173,21 @@ BROKEN: list[tuple[Callable[[Patch], None], Callable[[Runtime], Any]]] = [
 ]
 
 
+BROKEN_LIVE: list[tuple[Callable[[Patch], None], Callable[[Runtime], Any]]] = [
+    (go_on_as_it_was, partial(checks.a_write_matters, name="layers.1.output")),
+    (go_on_as_it_was, checks.skipping_is_replacing),
+    (forget_gradients_that_were_written, checks.gradients_are_the_traces),
+    (forget_what_was_written_before, checks.a_write_is_cast_and_broadcast),
+    (drop_every_write, partial(checks.a_write_matters, name="layers.1.output")),
+    (read_without_writes, checks.a_write_is_cast_and_broadcast),
+    (write_into_what_was_read, checks.what_was_saved_keeps_what_it_was),
+    (keep_views, checks.a_save_has_memory_of_its_own),
+    (forget_to_cast, checks.a_write_is_cast_and_broadcast),
+    (show_padding, checks.padding_reads_as_zero),
+    (shift_positions, checks.saving_is_the_plain_forward),
+]
+
+
 def name_of(pair: Any) -> str:
     function = pair.func if isinstance(pair, partial) else pair
     return str(function.__name__)
@@ -151,7 +195,17 @@ def name_of(pair: Any) -> str:
 
 @pytest.mark.parametrize(("breaks", "law"), BROKEN, ids=name_of)
 def test_a_law_notices(monkeypatch: Patch, breaks: Callable[[Patch], None], law: Callable[[Runtime], Any]) -> None:
-    runtime = local("gpt2")
+    notices(monkeypatch, breaks, law, local("gpt2"))
+
+
+@pytest.mark.parametrize(("breaks", "law"), BROKEN_LIVE, ids=name_of)
+def test_a_law_notices_live(monkeypatch: Patch, breaks: Callable[[Patch], None], law: Callable[[Runtime], Any]) -> None:
+    notices(monkeypatch, breaks, law, lived("gpt2"))
+
+
+def notices(
+    monkeypatch: Patch, breaks: Callable[[Patch], None], law: Callable[[Runtime], Any], runtime: Runtime
+) -> None:
     law(runtime)
     with monkeypatch.context() as patch:
         breaks(patch)

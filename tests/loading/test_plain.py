@@ -52,16 +52,22 @@ def model(net: nn.Module) -> gw.Model:
     return gw.wrap(net)
 
 
+@pytest.fixture(params=["trace", "live"])
+def block(request: pytest.FixtureRequest, model: gw.Model) -> Any:
+    """Both blocks over one forward pass; lines that both are given are in forward order."""
+    return getattr(model, request.param)
+
+
 X = torch.linspace(-1, 1, 2 * 5 * 8).reshape(2, 5, 8)
 
 
-def test_reads_and_the_result(model: Any, net: Any) -> None:
-    with model.trace(X) as t:
+def test_reads_and_the_result(block: Any, model: Any, net: Any) -> None:
+    with block(X) as t:
+        scaled = model.inner.output["scaled"].save()
+        hidden = model.lstm.output[0].save()
         logits, same = t.result
         logits.save()
         same.save()
-        scaled = model.inner.output["scaled"].save()
-        hidden = model.lstm.output[0].save()
     with torch.no_grad():
         expected = net(X)
         inner = net.inner(expected[1], scale=2.0)["scaled"]
@@ -71,8 +77,8 @@ def test_reads_and_the_result(model: Any, net: Any) -> None:
     assert hidden.shape == (2, 5, 8)
 
 
-def test_writes(model: Any, net: Any) -> None:
-    with model.trace(X) as t:
+def test_writes(block: Any, model: Any, net: Any) -> None:
+    with block(X) as t:
         model.inner.output["scaled"][:, 0] = 0.0
         logits = t.result[0].save()
     with torch.no_grad():
@@ -88,16 +94,16 @@ def _zeroed(tensor: torch.Tensor) -> torch.Tensor:
     return changed
 
 
-def test_keyword_arguments(model: Any, net: Any) -> None:
+def test_keyword_arguments(block: Any, net: Any) -> None:
     shift = torch.ones(8)
-    with model.trace(X, shift=shift) as t:
+    with block(X, shift=shift) as t:
         logits = t.result[0].save()
     with torch.no_grad():
         assert torch.equal(logits.value, net(X, shift=shift)[0])
 
 
-def test_inputs_are_arguments_and_keywords(model: Any) -> None:
-    with model.trace(X):
+def test_inputs_are_arguments_and_keywords(block: Any, model: Any) -> None:
+    with block(X):
         args, kwargs = model.inner.inputs
         first = args[0].save()
         same = model.inner.input.save()
@@ -106,8 +112,23 @@ def test_inputs_are_arguments_and_keywords(model: Any) -> None:
     assert "scale" in list(kwargs)
 
 
-def test_a_module_called_twice_says_how_often(model: Any) -> None:
-    with pytest.raises(gw.UnknownSite) as caught, model.trace(X):
+def test_a_skip_of_one_call_leaves_the_others(block: Any, model: Any, net: Any) -> None:
+    with block(X):
+        first = model.twice.call(0).output.save()
+        model.twice.call(1).skip(torch.ones(8))
+        entering = model.inner.input.save()
+    with torch.no_grad():
+        assert torch.equal(first.value, net.twice(X))
+    assert bool((entering == 1).all())
+    with block(X):
+        model.twice.call(0).skip(torch.ones(8))
+        second = model.twice.call(1).output.save()
+    with torch.no_grad():
+        torch.testing.assert_close(second.value, net.twice(torch.ones_like(X)))
+
+
+def test_a_module_called_twice_says_how_often(block: Any, model: Any) -> None:
+    with pytest.raises(gw.UnknownSite) as caught, block(X):
         line = here(+1)
         _ = model.twice.output
     assert "2 times" in told(caught.value)
@@ -138,8 +159,8 @@ def test_a_patch_between_invokes(model: Any, net: Any) -> None:
         torch.testing.assert_close(patched.value, net(X)[0])
 
 
-def test_gradients_of_a_plain_module(model: Any, net: Any) -> None:
-    with model.trace(X) as t:
+def test_gradients_of_a_plain_module(block: Any, model: Any, net: Any) -> None:
+    with block(X) as t:
         h = model.inner.output["scaled"]
         t.backward(model.head.output.pow(2).sum())
         found = h.grad.save()

@@ -6,13 +6,13 @@ site table is fetched once.
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from glassworks.client.base import Transport
 from glassworks.client.calls import call, model_path
-from glassworks.errors import WireError
+from glassworks.errors import RemoteError, WireError
 from glassworks.graph import messages, sites, tree
-from glassworks.graph.backend import Experiment, Generation, Inputs, Results
+from glassworks.graph.backend import Draft, Experiment, Generation, Inputs, Results
 from glassworks.graph.graph import Graph
 from glassworks.graph.sites import SiteTable
 from glassworks.graph.wire import Blob, Constant
@@ -81,6 +81,13 @@ class RemoteBackend:
         if len(results) != len(experiments):
             raise WireError(f"{len(experiments)} experiments were sent and {len(results)} results came back")
         return results
+
+    def live(self, draft: Draft, inputs: Inputs, *, within: frozenset[str] = frozenset()) -> NoReturn:
+        """Refused: only data travels, and a live block would have to travel line by line."""
+        raise RemoteError(
+            f"model.live stops the model at each line, so the model must be in this process: load it with gw.load, or "
+            f"write the same block with model.trace, which runs as one job on {self.name}"
+        )
 
     def __repr__(self) -> str:
         return f"RemoteBackend({self.transport!r}, {self.name!r})"

@@ -11,18 +11,23 @@ from typing import Any
 import torch
 
 from glassworks.engine.batch import padded, placed
+from glassworks.engine.live import LiveRun, plan_of_edits, read_to_the_end
 from glassworks.engine.loop import Generated, generate
 from glassworks.engine.sampling import Sampler
-from glassworks.errors import InputError, UnknownSite
-from glassworks.graph.backend import Experiment, Generation, Inputs, Results, run_in_order
+from glassworks.errors import InputError, ModelError, UnknownSite
+from glassworks.graph.backend import Draft, Experiment, Generation, Inputs, Results, run_in_order
 from glassworks.graph.graph import Graph
 from glassworks.graph.nodes import ALL_ROWS
 from glassworks.graph.place import Forward, Plan, place_inputs
 from glassworks.graph.sites import SiteTable
 from glassworks.run.base import Runtime
+from glassworks.run.eager import EagerRuntime
 from glassworks.run.frame import Frame
 from glassworks.run.interpret import Interpreter
+from glassworks.run.live import LiveInterpreter, LivePass
 from glassworks.run.rows import Slot
+
+Prepared = tuple[Sequence[Any], Mapping[str, Any], Interpreter]
 
 _WHOLE = Slot(0, 1, {}, {}, True)
 _NONE: frozenset[str] = frozenset()
@@ -65,7 +70,7 @@ class LocalBackend:
             raise InputError(f"the graph has {graph.invokes} invokes and was given rows for {len(inputs.invokes)}")
         table, plan = self._placed(graph, inputs, generating=generation is not None)
         frame = Frame(graph, plan, named=inputs.named, device=self.runtime.device, parameter=self.runtime.parameter)
-        run = _Run(self, table, frame, inputs, generation)
+        run = ExperimentRun(self, table, frame, inputs, generation)
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 run.everything(plan)
@@ -85,8 +90,27 @@ class LocalBackend:
         table = self._table(inputs, graph.within)
         return table, place_inputs(graph, table, inputs, generating=generating)
 
+    def live(self, draft: Draft, inputs: Inputs, *, within: frozenset[str] = frozenset()) -> LiveRun:
+        """Begin to run an experiment while it is written. ModelError: this runtime's passes cannot be paused."""
+        if not isinstance(self.runtime, EagerRuntime):
+            raise ModelError("the forward pass of a pipeline cannot stand still: load the model in one stage")
+        edits = read_to_the_end(draft, self._table(inputs, _NONE))
+        table = self._table(inputs, within | edits.within)
+        plan = plan_of_edits(place_inputs(edits, table, inputs, generating=False), len(draft.nodes))
+        frame = Frame(draft, plan, named={}, device=self.runtime.device, parameter=self.runtime.parameter)
+        run = ExperimentRun(self, table, frame, inputs, None)
+        run.kind = LiveInterpreter
+        with torch.inference_mode(False), torch.no_grad():
+            args, own, interpreter = run.prepared(plan.forwards[0])
+        assert isinstance(interpreter, LiveInterpreter)
+        return LiveRun(self, inputs, interpreter, LivePass(self.runtime, args, own, interpreter))
 
-class _Run:
+
+class ExperimentRun:
+    """One experiment on its way through its forward passes. `kind`: what performs its nodes."""
+
+    kind: type[Interpreter] = Interpreter
+
     def __init__(
         self,
         backend: LocalBackend,
@@ -105,23 +129,26 @@ class _Run:
             with torch.set_grad_enabled(self.frame.takes_gradients):
                 self._interpreter(_NOTHING, {}, ()).prelude()
         for forward in plan.forwards:
-            if self.table.plain:
-                self._plain(forward)
-            elif self.generation is None:
-                self._trace(forward)
-            else:
+            if self.generation is not None and not self.table.plain:
                 self._generate(forward, self.generation)
+                continue
+            args, inputs, interpreter = self.prepared(forward)
+            self.forwards += 1
+            self.backend.runtime.step(args, inputs, [interpreter])
+
+    def prepared(self, forward: Forward) -> Prepared:
+        """What the model is called with in one forward pass, and the interpreter that looks on."""
+        return self._plain(forward) if self.table.plain else self._trace(forward)
 
     def _interpreter(self, forward: Forward, slots: Mapping[int, Slot], rows: Sequence[int]) -> Interpreter:
-        return Interpreter(self.frame, forward, self.table, slots=slots, rows=rows, callee=self.backend.runtime)
+        return self.kind(self.frame, forward, self.table, slots=slots, rows=rows, callee=self.backend.runtime)
 
-    def _plain(self, forward: Forward) -> None:
+    def _plain(self, forward: Forward) -> Prepared:
         [invoke] = forward.invokes
         own = self.inputs.invokes[invoke]
         interpreter = self._interpreter(forward, {invoke: _WHOLE, ALL_ROWS: _WHOLE}, (invoke,))
         device = self.backend.runtime.device
-        self.forwards += 1
-        self.backend.runtime.step(placed(list(own.args), device), placed(dict(own.kwargs), device), [interpreter])
+        return placed(list(own.args), device), placed(dict(own.kwargs), device), interpreter
 
     def _batch(self, forward: Forward) -> Any:
         own = {invoke: self.inputs.invokes[invoke] for invoke in forward.invokes}
@@ -134,7 +161,7 @@ class _Run:
     def _pad(self) -> int:
         return int(self.backend._defaults.get("pad_token_id") or 0)
 
-    def _trace(self, forward: Forward) -> None:
+    def _trace(self, forward: Forward) -> Prepared:
         batch = self._batch(forward)
         two = self.table.encoder_decoder
         inputs = dict(batch.kwargs)
@@ -155,8 +182,7 @@ class _Run:
             inputs.setdefault("use_cache", False)
         interpreter = self._interpreter(forward, slots, batch.numbers)
         interpreter.sizes = {**sizes, "context": sizes["seq"]}
-        self.forwards += 1
-        self.backend.runtime.step((), inputs, [interpreter])
+        return (), inputs, interpreter
 
     def _generate(self, forward: Forward, generation: Generation) -> None:
         batch = self._batch(forward)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from glassworks.errors import InputError
 from glassworks.graph.graph import Graph
+from glassworks.graph.nodes import Node
 from glassworks.graph.sites import SiteTable
 
 
@@ -95,6 +96,58 @@ class Backend(Protocol):
 
     def run_session(self, experiments: Sequence["Experiment"]) -> list[Results]:
         """Run several, in order, as one job."""
+
+    def live(self, draft: "Draft", inputs: Inputs, *, within: frozenset[str] = frozenset()) -> "Live":
+        """Begin to run an experiment while it is written. `within`: as for `sites`.
+
+        Raises:
+            GlassworksError: this backend cannot.
+        """
+
+
+class Draft(Protocol):
+    """A graph, or one that is still being written: what it has so far."""
+
+    @property
+    def nodes(self) -> Sequence[Node]: ...
+    @property
+    def lines(self) -> Sequence[Any]: ...
+    @property
+    def constants(self) -> Sequence[Any]: ...
+    @property
+    def invokes(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    def where(self, node: int) -> str: ...
+
+
+class Live(Protocol):
+    """One forward pass that stands still while its experiment is written.
+
+    Attributes:
+        event: where the pass stands; before the first event -1, after its end their number.
+        table: the site table, whose events the pass goes through.
+    """
+
+    @property
+    def event(self) -> int: ...
+    @property
+    def table(self) -> SiteTable: ...
+
+    def look(self, table: SiteTable) -> None:
+        """Go on with a table in which somebody looked into more modules; it numbers events anew."""
+
+    def perform(self, n: int) -> None:
+        """Run the draft's newest node; a site's, once the pass has come to its event, which must not lie behind."""
+
+    def value(self, n: int) -> Any:
+        """What a node has given; it is the run's own, not to be changed."""
+
+    def results(self) -> Results:
+        """Leave the pass where it stands, and the model as it was; gives what was saved."""
+
+    def stop(self, *, from_finalizer: bool = False) -> None:
+        """Leave the pass where it stands, and the model as it was; again does nothing."""
 
 
 @dataclass(frozen=True, slots=True)

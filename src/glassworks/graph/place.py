@@ -18,7 +18,7 @@ from glassworks.graph.backend import Inputs
 from glassworks.graph.flow import SITES, WRITES, Flow, spell_steps
 from glassworks.graph.graph import Graph
 from glassworks.graph.nodes import ALL_ROWS, Node, Steps
-from glassworks.graph.sites import SiteTable
+from glassworks.graph.sites import Site, SiteTable
 from glassworks.graph.views import base_of
 
 BEFORE = -1
@@ -67,7 +67,7 @@ class Plan:
     forwards: tuple[Forward, ...]
     needed: frozenset[int]
     releases: dict[int, tuple[int, ...]]
-    steps: tuple[Steps | None, ...]
+    steps: Sequence[Steps | None]
     crossing: frozenset[int]
     bases: frozenset[int]
 
@@ -359,7 +359,7 @@ class _Placer:
             start, _ = self._span(n)
             [value] = self.nodes[n].deps
             ready = self.pass_of[value] < self.pass_of[n] or self.event_of[value] <= start
-            if ready and _one_leaf(self.table.event_of(self.site[n]).structure) and self.site[n].can_be_shared:
+            if ready and can_be_spared(self.table, self.site[n]):
                 own = set(invokes) if self.nodes[n].invoke == ALL_ROWS else {self.nodes[n].invoke}
                 skipping.setdefault(self.table.event_of(self.site[n]).path, set()).update(own)
         for n in mine:
@@ -376,6 +376,12 @@ class _Placer:
     def _looked_into(self, path: str, mine: list[int]) -> bool:
         span = self.table.by_event[(path, "input", 0)], self.table.by_event[(path, "output", 0)]
         return any(n in self.site and span[0] < self.site[n].order < span[1] for n in mine)
+
+
+def can_be_spared(table: SiteTable, output: Site) -> bool:
+    """Whether what a module gives can be made without running it. One that is called again has to run."""
+    event = table.event_of(output)
+    return _one_leaf(event.structure) and output.can_be_shared and table.calls.get(event.path, 1) == 1
 
 
 def _one_leaf(structure: Any) -> bool:

@@ -15,7 +15,7 @@ import torch
 
 from glassworks.engine.local import LocalBackend
 from glassworks.errors import ModelError
-from glassworks.graph.backend import Experiment, Generation, Inputs, Results
+from glassworks.graph.backend import Draft, Experiment, Generation, Inputs, Live, Results
 from glassworks.graph.graph import Graph
 from glassworks.graph.sites import SiteTable
 from glassworks.loading.wrap import local_backend
@@ -116,6 +116,10 @@ class _Source:
     def run_session(self, experiments: Sequence[Experiment]) -> list[Results]:
         """Several experiments in order."""
         return self.loaded.run_session(experiments)
+
+    def live(self, draft: Draft, inputs: Inputs, *, within: frozenset[str] = frozenset()) -> Live:
+        """Begin to run an experiment while it is written; see `engine.local`."""
+        return self.loaded.live(draft, inputs, within=within)
 
 
 @contextmanager

@@ -32,11 +32,11 @@ Tell = Callable[[str, Tensor], Tensor]
 
 
 class Listener:
-    """Who listens to one module's attention. `materialise`: its scores and probabilities are asked for."""
+    """Who listens to one module's attention. `materialise`: whether its scores and probabilities are asked for."""
 
     __slots__ = ("materialise", "module", "tell")
 
-    def __init__(self, module: nn.Module, tell: Tell, *, materialise: bool) -> None:
+    def __init__(self, module: nn.Module, tell: Tell, *, materialise: Callable[[], bool]) -> None:
         self.module, self.tell, self.materialise = module, tell, materialise
 
 
@@ -75,7 +75,7 @@ def attend(
     query, key, value = (
         listener.tell(port, tensor) for port, tensor in zip(("query", "key", "value"), (query, key, value), strict=True)
     )
-    if not listener.materialise:
+    if not listener.materialise():
         return _function(module, before)(module, query, key, value, attention_mask, *args, **kwargs)
     mask = attention_mask
     if before != "eager":

@@ -94,7 +94,7 @@ def _before(own: nn.Module, path: str, calls: list[Any], shown: Shown) -> Any:
             shown[(path, call), port] = tensor
             return tensor
 
-        calls.append(LISTENING.set(Listener(own, tell, materialise=True)))
+        calls.append(LISTENING.set(Listener(own, tell, materialise=lambda: True)))
 
     return before
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from glassworks.errors import ModelError
+from glassworks.graph.sites import Event
 from glassworks.run.inside import Inner, looking
 from glassworks.run.interpret import Interpreter
 from glassworks.run.modules import Modules, Stopped, unwatched
@@ -116,12 +117,19 @@ class Watch:
         def entered(*args: Any, **kwargs: Any) -> Any:
             self._running.append(path)
             try:
-                with looking(self._modules[path], ports, self._tell, inside=lambda: self._running[-1] == path):
+                with looking(
+                    self._modules[path], ports, self._tell,
+                    inside=lambda: self._running[-1] == path, materialise=lambda: self._shows(ports),
+                ):  # fmt: skip
                     return forward(*args, **kwargs)
             finally:
                 self._running.pop()
 
         return entered
+
+    def _shows(self, ports: Mapping[str, int]) -> bool:
+        """Whether somebody asks for scores or probabilities among these ports."""
+        return "scores" in ports or "probs" in ports
 
     def _tell(self, event: int, raw: Any) -> Any:
         """Let the graphs that wait for an event see it; stop if it was the last."""
@@ -183,22 +191,25 @@ def _merged(interpreters: Sequence[Interpreter]) -> tuple[Visits, Inner]:
             *interpreter.actions,
             *[_output_of(path, interpreter) for path in interpreter.forward.spared],
         ]:
-            if event < 0 or event >= len(table.events):
-                continue
-            own = table.events[event]
-            calls = found.setdefault(own.path, [])
-            while len(calls) <= own.call:
-                calls.append((None, None))
-            before, after = calls[own.call]
-            if own.port == "input":
-                calls[own.call] = (event, after)
-            elif own.port == "output":
-                calls[own.call] = (before, event)
-            else:
-                inner.add(own, event)
+            if 0 <= event < len(table.events):
+                ask(found, inner, table.events[event], event)
     for path in inner.children(interpreters[0].table if interpreters else None):
         found.setdefault(path, [])
     return found, inner
+
+
+def ask(visits: Visits, inner: Inner, own: Event, event: int) -> None:
+    """Add an event to what is asked for."""
+    calls = visits.setdefault(own.path, [])
+    while len(calls) <= own.call:
+        calls.append((None, None))
+    before, after = calls[own.call]
+    if own.port == "input":
+        calls[own.call] = (event, after)
+    elif own.port == "output":
+        calls[own.call] = (before, event)
+    else:
+        inner.add(own, event)
 
 
 def _output_of(path: str, interpreter: Interpreter) -> int:

@@ -1,11 +1,14 @@
-"""A frame: the state of one graph in one request. Values so far, and what has been saved. Never inside the graph."""
+"""A frame: the state of one graph in one request. Values so far, and what has been saved. Never inside the graph.
+
+A graph that is still being written has a frame too, which grows with it.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from glassworks.graph.graph import Graph
+from glassworks.graph.backend import Draft
 from glassworks.graph.place import Plan
 from glassworks.trace.tensors import as_tensor
 
@@ -24,7 +27,7 @@ class Frame:
 
     def __init__(
         self,
-        graph: Graph,
+        graph: Draft,
         plan: Plan,
         *,
         named: Mapping[str, Any],

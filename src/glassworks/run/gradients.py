@@ -89,9 +89,9 @@ def _hook(interpreter: "Interpreter", base: int, members: list[int]) -> Any:
         with torch.no_grad():
             for m in members:
                 node = frame.nodes[m]
-                views = _views(frame.nodes, node.deps[0], base)
+                views = views_between(frame.nodes, node.deps[0], base)
                 if node.kind == "grad":
-                    frame.values[m] = _through(interpreter, gradient, views)
+                    frame.values[m] = through(interpreter, gradient, views)
                 else:
                     new = interpreter.compute(node.deps[2])
                     if new is None:
@@ -99,14 +99,15 @@ def _hook(interpreter: "Interpreter", base: int, members: list[int]) -> Any:
                             "the gradient that is written depends on one that comes later in the backward pass"
                         )
                     gradient = gradient.clone()
-                    part = _through(interpreter, gradient, views)
+                    part = through(interpreter, gradient, views)
                     part.copy_(new.expand(part.shape) if new.shape != part.shape else new)
         return gradient
 
     return hook
 
 
-def _views(nodes: Sequence[Any], n: int, base: int) -> list[int]:
+def views_between(nodes: Sequence[Any], n: int, base: int) -> list[int]:
+    """The views that lead from a base to node `n`."""
     chain = []
     while n != base:
         chain.append(n)
@@ -114,7 +115,7 @@ def _views(nodes: Sequence[Any], n: int, base: int) -> list[int]:
     return chain[::-1]
 
 
-def _through(interpreter: "Interpreter", tensor: Any, views: list[int]) -> Any:
+def through(interpreter: "Interpreter", tensor: Any, views: list[int]) -> Any:
     """The same views of another tensor."""
     frame = interpreter.frame
     for n in views:

@@ -51,13 +51,21 @@ def _is_operation(port: str) -> bool:
 
 @contextmanager
 def looking(
-    module: torch.nn.Module, ports: Mapping[str, int], tell: Tell, *, inside: Callable[[], bool]
+    module: torch.nn.Module,
+    ports: Mapping[str, int],
+    tell: Tell,
+    *,
+    inside: Callable[[], bool],
+    materialise: Callable[[], bool],
 ) -> Iterator[None]:
-    """While active, the events at these ports of a running module are told. `inside`: whether no child is running."""
+    """While active, the events at these ports of a running module are told.
+
+    `inside`: whether no child is running. `materialise`: whether scores or probabilities are asked for.
+    """
     attention = [port for port in ports if port in ATTENTION_PORTS]
     with ExitStack() as stack:
         if attention:
-            listener = Listener(module, _at(ports, tell), materialise=bool({"scores", "probs"} & set(attention)))
+            listener = Listener(module, _at(ports, tell), materialise=materialise)
             token = LISTENING.set(listener)
             stack.callback(LISTENING.reset, token)
         if len(attention) < len(ports):

@@ -116,19 +116,9 @@ class Interpreter:
         n = -1
         try:
             for n in self.actions[event]:
-                node = nodes[n]
-                kind = node.kind
-                if kind == "read":
-                    leaf = self._leaf(leaves, raw, node.target)
-                    if n in frame.plan.bases:
-                        values[n] = gradients.as_base(leaf, node.invoke)
-                    else:
-                        values[n] = self._snapshot(leaf, node.invoke)
-                    if n in frame.plan.crossing:
-                        frame.history.setdefault(n, {})[self.step] = values[n]
-                elif kind == "write" or kind == "skip":
-                    leaf = self._leaf(leaves, raw, node.target)
-                    leaf.write(node.invoke, self._value(node.deps[0]))
+                kind = nodes[n].kind
+                if kind == "read" or kind == "write" or kind == "skip":
+                    self.touch(n, leaves, raw)
                 elif n not in frame.early:
                     self._perform(n)
                 for d in releases.get(n, ()):
@@ -136,6 +126,25 @@ class Interpreter:
         except Exception as error:
             blame(error, frame, n)
             raise
+        return self.settled(raw, leaves)
+
+    def touch(self, n: int, leaves: dict[Any, Leaf], raw: Any) -> None:
+        """Read or write the site of a node, at its event; `leaves` holds what has been touched of what passes there."""
+        frame = self.frame
+        node = frame.nodes[n]
+        leaf = self._leaf(leaves, raw, node.target)
+        if node.kind != "read":
+            leaf.write(node.invoke, self._value(node.deps[0]))
+            return
+        if n in frame.plan.bases:
+            frame.values[n] = gradients.as_base(leaf, node.invoke)
+        else:
+            frame.values[n] = self._snapshot(leaf, node.invoke)
+        if n in frame.plan.crossing:
+            frame.history.setdefault(n, {})[self.step] = frame.values[n]
+
+    def settled(self, raw: Any, leaves: Mapping[Any, Leaf]) -> Any:
+        """What passes at an event, with everything that was written there."""
         for leaf in leaves.values():
             if leaf.changed:
                 raw = replaced(raw, leaf.site.item, leaf.result())

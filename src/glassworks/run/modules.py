@@ -50,6 +50,7 @@ class Modules:
         self._ready: dict[str, _Ready] = {}
         self._configs: dict[str, Any] = {}
         self._attended: dict[str, int] = {}
+        self._abandoned: list[tuple[Collection[str], Collection[str]]] = []
         self._lock = Lock()
 
     @contextmanager
@@ -93,6 +94,8 @@ class Modules:
     def hold(self, paths: Collection[str]) -> None:
         """Wrap modules that nobody watches yet. ModelError: one was replaced since the model was wrapped."""
         watched, known = self._watched, self._ready
+        if self._abandoned:
+            self.abandon(*self._abandoned.pop())
         with self._lock:
             ready = [known.get(path) or self._prepared(path) for path in paths]
             for path, (module, _, siblings, name, _, _) in zip(paths, ready, strict=True):
@@ -117,6 +120,17 @@ class Modules:
         if siblings.get(name) is not self.by_path[path]:
             raise ModelError(f"{path} was replaced since the model was wrapped; wrap the model again")
         return self.by_path[path]
+
+    def abandon(self, paths: Collection[str], attending: Collection[str]) -> None:
+        """Release, and attend no more, from a finalizer.
+
+        It may run inside a `hold` of the same thread, and cannot wait. What cannot be done is done at the next `hold`.
+        """
+        if self._lock.locked():
+            self._abandoned.append((paths, attending))
+        else:
+            self.attend_no_more(attending)
+            self.release(paths)
 
     def release(self, paths: Iterable[str]) -> None:
         """Put back what stood there, where nobody watches any more."""

@@ -44,6 +44,8 @@ class Block:
 
     graph: Graph
     forwards: int = 0
+    _kind: type[Recorder] = Recorder
+    _lost = "so nothing was computed"
 
     def __init__(
         self,
@@ -76,7 +78,7 @@ class Block:
         table = core.table
         if table.plain and self._rows and self._finish is None:
             table = core.backend.sites(Inputs(tuple(self._rows)))
-        recorder = Recorder(table, Value, core.prefix)
+        recorder = self._kind(table, Value, core.prefix)
         recorder.seed = self._seed
         recorder.invokes = len(self._rows)
         recorder.invoke = 0 if self._rows else ALL_ROWS
@@ -93,10 +95,9 @@ class Block:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         recorder = self._own()
-        del self._core.blocks[get_ident()]
-        _OPEN[get_ident()].remove(recorder)
+        forget(self._core, get_ident(), recorder)
         if error is not None:
-            recorder.failure = f"the block ended with an error ({type(error).__name__}), so nothing was computed"
+            recorder.failure = f"the block ended with an error ({type(error).__name__}), {self._lost}"
             recorder.close()
             return
         self.graph = recorder.graph()
@@ -346,6 +347,13 @@ class Block:
             device: where the values are kept. dtype: their format; None leaves it.
         """
         return Cache(self._open(), sites, device=device, dtype=dtype, line=caller())
+
+
+def forget(core: Core, thread: int, recorder: Recorder) -> None:
+    """The block of this recorder is open no more."""
+    if core.blocks.get(thread) is recorder:
+        del core.blocks[thread]
+        _OPEN[thread].remove(recorder)
 
 
 def make_rows(core: Core, prompt: tuple[Any, ...], arguments: Mapping[str, Any]) -> Rows:

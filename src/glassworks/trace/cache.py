@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from glassworks.trace.value import Value
 class Cache(Mapping[str, Any]):
     """A mapping from site name to tensor, once the block has ended.
 
-    The sites are read when the block ends, after all its writes.
+    The sites are read when the block ends, after all its writes; in a live block, when the pass leaves them.
     """
 
     def __init__(self, recorder: Recorder, sites: str | Sequence[str], *, device: str, dtype: Any, line: Line) -> None:
@@ -31,15 +32,15 @@ class Cache(Mapping[str, Any]):
         self._device, self._dtype, self._line = device, dtype, line
         self._values: dict[str, Value] = {}
         self._scope = (recorder.invoke, recorder.steps, recorder.single)
-        recorder.at_end.append(self._read)
+        for name in self.names:
+            recorder.later(name, partial(self._read, name), line)
 
-    def _read(self, recorder: Recorder) -> None:
+    def _read(self, name: str, recorder: Recorder) -> None:
         before = recorder.invoke, recorder.steps, recorder.single
         recorder.invoke, recorder.steps, recorder.single = self._scope
-        for name in self.names:
-            value = Value(recorder, recorder.read(name, self._line), self._line, name)
-            recorder.save(value, value, None if recorder.is_name(name) else name, None, self._line)
-            self._values[name] = value
+        value = Value(recorder, recorder.read(name, self._line), self._line, name)
+        recorder.save(value, value, None if recorder.is_name(name) else name, None, self._line)
+        self._values[name] = value
         recorder.invoke, recorder.steps, recorder.single = before
 
     def __getitem__(self, name: str) -> Any:

@@ -12,6 +12,7 @@ from glassworks.graph.passes import joined
 from glassworks.graph.sites import SiteTable
 from glassworks.trace.block import Block, check_graph, make_rows
 from glassworks.trace.collect import run_over
+from glassworks.trace.live import LiveBlock
 from glassworks.trace.parts import Core, Part, at_path, call_module, child_of
 from glassworks.trace.prompts import Text, prompt_rows, rows_of
 from glassworks.trace.recorder import Recorder, caller
@@ -60,10 +61,7 @@ class Model(Part):
             with model.trace("The Eiffel Tower is in the city of") as t:
                 top = model.logits[:, -1].argmax(-1).save()
         """
-        if "max_new_tokens" in arguments and not self._core.table.plain:
-            raise InputError(
-                f"max_new_tokens belongs to model.generate(...); a trace is one forward pass\n  at {caller()}"
-            )
+        self._check_one_pass(arguments)
         own = [make_rows(self._core, prompt, arguments)] if prompt or "input_ids" in arguments else []
         if not own and arguments and self._core.table.plain:
             own = [make_rows(self._core, prompt, arguments)]
@@ -72,6 +70,36 @@ class Model(Part):
                 f"arguments without a prompt: {', '.join(arguments)}; give them to t.invoke\n  at {caller()}"
             )
         return Block(self._core, rows=own, at_most=rows, seed=seed)
+
+    def live(self, *prompt: Any, seed: int = 0, **arguments: Any) -> LiveBlock:
+        """A block over one forward pass that runs line by line: Values hold their tensors.
+
+        The lines come in the order of the forward pass. The model stands still between the sites that they touch, and
+        is left as it was when the block ends, however it ends.
+
+        Args:
+            prompt, seed, arguments: as for `trace`.
+
+        Raises:
+            OrderError: in the block, at a site that the pass has left behind.
+
+        Example:
+            with model.live("The Eiffel Tower is in the city of"):
+                for layer in model.layers:
+                    if layer.output[:, -1].norm() > 40:
+                        layer.output[:, -1] *= 0.5
+                print(model.decode(model.logits[:, -1].argmax(-1)))
+        """
+        self._check_one_pass(arguments)
+        if "rows" in arguments and not self._core.table.plain:
+            raise InputError(f"rows= bounds the rows of each of several passes; a live block is one\n  at {caller()}")
+        return LiveBlock(self._core, make_rows(self._core, prompt, arguments), seed=seed)
+
+    def _check_one_pass(self, arguments: Mapping[str, Any]) -> None:
+        if "max_new_tokens" in arguments and not self._core.table.plain:
+            raise InputError(
+                f"max_new_tokens belongs to model.generate(...); this is one forward pass\n  at {caller()}"
+            )
 
     def generate(
         self, *prompt: Any, max_new_tokens: int = 64, rows: int | None = None, seed: int = 0, **options: Any

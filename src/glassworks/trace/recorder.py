@@ -88,7 +88,8 @@ def caller() -> Line:
         frame = frame.f_back
 
 
-def _never(invoke: int) -> bool:
+def never(invoke: int) -> bool:
+    """The `may_pad` of rows that are all of one length."""
     return False
 
 
@@ -108,7 +109,10 @@ class Recorder:
         partner: the session that may bring values from its other blocks.
         closed: the block has ended; its Values are results or nothing. sealed: it has ended, and its session has not.
         failure: why there are no results.
+        is_live: whether nodes run as they are added, so that Values have numbers.
     """
+
+    is_live = False
 
     __slots__ = (
         "_captured",
@@ -157,7 +161,7 @@ class Recorder:
         self.at_end: list[Callable[[Recorder], None]] = []
         self.partner: Any = None
         self.shape_of: Callable[[int], Any] | None = None
-        self.may_pad: Callable[[int], bool] = _never
+        self.may_pad: Callable[[int], bool] = never
         self._captured: dict[int, int] = {}
         self._names: set[str] = set()
         self._written: dict[Any, int] = {}
@@ -175,6 +179,17 @@ class Recorder:
         self.lines.append(line)
         return len(self.nodes) - 1
 
+    def numbers(self, n: int, what: str) -> torch.Tensor:
+        """The numbers of a node. GraphError: there are none before the block runs."""
+        raise GraphError(
+            f"in a block a Value has no numbers yet, and {what} would need them: use gw.cond for a condition in the "
+            f"graph, model.live to run line by line, or save it and look after the block\n  at {caller()}"
+        )
+
+    def later(self, name: str, action: Callable[["Recorder"], None], line: Line) -> None:
+        """Do something with the final value of a site: when the block ends, after all its writes."""
+        self.at_end.append(action)
+
     def graph(self) -> Graph:
         """What was written, frozen; what waits for the end of the block is written first."""
         for write in self.at_end:
@@ -187,7 +202,7 @@ class Recorder:
         self.closed = True
         self.nodes, self.lines, self.constants = [], [], []
         self._captured, self._written = {}, {}
-        self.saved, self.shape_of, self.partner, self.may_pad = [], None, None, _never
+        self.saved, self.shape_of, self.partner, self.may_pad = [], None, None, never
         self.derived, self.refused, self.inputs = {}, {}, _nothing
 
     # Sites.
@@ -202,6 +217,10 @@ class Recorder:
         if name in self.derived:
             return self.derived[name].write(node, line)  # type: ignore[no-any-return]
         return self.add(Node(kind, name, (Ref(node),), (), (node,), self.invoke, self.steps), line)
+
+    def where(self, node: int) -> str:
+        """The line of a node."""
+        return str(self.lines[node])
 
     def version(self, name: str) -> int:
         """How often a site was written in these rows and steps: a handle from before a write is stale."""

@@ -7,7 +7,7 @@ whatever used or saved it before keeps what it was. After the block a saved Valu
 
 import difflib
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -88,13 +88,11 @@ class Value(Operators):
             raise NotSaved(
                 f"this value was not saved, so it is gone: write .save() on it in the block\n  at {self._line}"
             )
-        self._refuse("its numbers")
+        return self._block.numbers(self._node, "its numbers")
 
-    def _refuse(self, what: str) -> NoReturn:
-        raise GraphError(
-            f"in a block a Value has no numbers yet, and {what} would need them: use gw.cond for a condition in the "
-            f"graph, model.live to run line by line, or save it and look after the block\n  at {caller()}"
-        )
+    def _numbers(self, what: str) -> torch.Tensor:
+        """The tensor, for what cannot be recorded; in an open block only a live one has it."""
+        return self.value if self._ended() else self._block.numbers(self._node, what)
 
     def save(self, name: str | None = None, reduce: str | None = None) -> "Value":
         """Keep the value: after the block this Value, and the one returned, act as its tensor.
@@ -378,32 +376,29 @@ class Value(Operators):
     # What would need numbers.
 
     def __bool__(self) -> bool:
-        return bool(self.value) if self._ended() else self._refuse("bool()")
+        return bool(self._numbers("bool()"))
 
     def __float__(self) -> float:
-        return float(self.value) if self._ended() else self._refuse("float()")
+        return float(self._numbers("float()"))
 
     def __int__(self) -> int:
-        return int(self.value) if self._ended() else self._refuse("int()")
+        return int(self._numbers("int()"))
 
     def __index__(self) -> int:
-        return self.value.__index__() if self._ended() else self._refuse("an index")
+        return self._numbers("an index").__index__()
 
     def item(self) -> Any:
-        return self.value.item() if self._ended() else self._refuse(".item()")
+        return self._numbers(".item()").item()
 
     def tolist(self) -> Any:
-        if not self._ended():
-            self._refuse(".tolist()")
-        return self.value if isinstance(self.value, list) else self.value.tolist()
+        found = self._numbers(".tolist()")
+        return found if isinstance(found, list) else found.tolist()
 
     def numpy(self) -> Any:
-        return self.value.numpy() if self._ended() else self._refuse(".numpy()")
+        return self._numbers(".numpy()").numpy()
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-        if not self._ended():
-            self._refuse("numpy")
-        array = self.value.detach().cpu().numpy()
+        array = self._numbers("numpy").detach().cpu().numpy()
         return array if dtype is None else array.astype(dtype)
 
     def _ended(self) -> bool:
@@ -414,6 +409,8 @@ class Value(Operators):
             raise AttributeError(name)
         if self._ended():
             return getattr(self.value, name)
+        if self._block.is_live and name in ("device", "cpu"):
+            return getattr(self._block.numbers(self._node, name), name)
         if name in _ADVICE:
             raise UnknownOperation(f"a Value has no {name!r} in a block: {_ADVICE[name]}\n  at {caller()}")
         near = difflib.get_close_matches(name, binding.attributes(), n=3)
@@ -440,12 +437,14 @@ class Value(Operators):
             return repr(self._result)
         if self._block.closed:
             return f"<Value that was not saved, read at {self._line}>"
+        if self._block.is_live:
+            return repr(self.value)
         node = self._block.nodes[self._node]
         what = node.target if node.kind == "read" else f"{node.kind} {node.target}({', '.join(map(spell, node.args))})"
         return f"<Value %{self._node}: {what}>"
 
     def __format__(self, spec: str) -> str:
-        return format(self.value, spec) if self._ended() else repr(self)
+        return format(self.value, spec) if self._ended() or self._block.is_live else repr(self)
 
 
 def _itself(value: Any) -> Any:
