@@ -41,7 +41,7 @@ class LiveRecorder(Recorder):
         run: the paused forward pass.
     """
 
-    __slots__ = ("_edits", "_held", "_line", "_site", "_waiting", "run")
+    __slots__ = ("_edits", "_originals", "_line", "_site", "_waiting", "run")
     is_live = True
     run: Live
 
@@ -50,7 +50,7 @@ class LiveRecorder(Recorder):
         self.run = run
         self.table = run.table
         self.shape_of = run.value
-        self._held: dict[tuple[int, int], torch.Tensor] = {}
+        self._originals: dict[tuple[int, int], torch.Tensor] = {}
         self._waiting: list[tuple[str, Callable[[Recorder], None]]] = []
         self._edits = len(self.nodes)
         self._site: str | None = None
@@ -89,7 +89,7 @@ class LiveRecorder(Recorder):
         now = (id(tensor), tensor._version)
         node = self._captured.get(now)  # type: ignore[call-overload]
         if node is None:
-            self._held[now] = tensor  # so that its id stays its own
+            self._originals[now] = tensor  # so that its id stays its own
             node = self._captured[now] = super().capture(tensor.detach().clone(), line)  # type: ignore[index]
         return node  # type: ignore[no-any-return]
 
@@ -126,7 +126,7 @@ class LiveRecorder(Recorder):
         finally:
             super().close()
             del self.run
-            self._held, self._waiting = {}, []
+            self._originals, self._waiting = {}, []
 
     # Where the pass stands.
 
