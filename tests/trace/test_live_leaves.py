@@ -3,9 +3,14 @@
 import contextvars
 import copy
 import gc
+import os
+import subprocess
+import sys
+import textwrap
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -230,6 +235,30 @@ def test_by_being_dropped_in_another_thread(model: Any, bare: Any) -> None:
     held.clear()
     gc.collect()
     assert "forward" not in bare.transformer.h[0].__dict__
+
+
+def test_at_the_end_of_python(tmp_path: Path) -> None:
+    """Blocks that are still open then are let go of in silence."""
+    script = """
+        import sys, torch, glassworks as gw
+        net = gw.wrap(torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)))
+        other = gw.wrap(torch.nn.Linear(3, 3))
+        dropped = net.live(torch.ones(2, 3))
+        dropped.__enter__()
+        net[0].output.mean()
+        def numbers():
+            with other.live(torch.ones(2, 3)):
+                yield other.input.value
+        running = numbers()
+        print(next(running).shape)
+        with gw.wrap(torch.nn.Linear(3, 3)).live(torch.ones(2, 3)):
+            sys.exit(3)
+    """
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script)]
+    ran = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stderr) == (3, "")
+    assert "torch.Size([2, 3])" in ran.stdout
 
 
 def test_many_leave_nothing_behind(model: Any) -> None:

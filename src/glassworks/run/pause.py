@@ -16,6 +16,7 @@ Surprises this file settles:
 Knows nothing of models.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
@@ -122,8 +123,11 @@ class Coroutine:
         self._greenlet.parent.switch()
 
     def stop(self) -> None:
-        """Unwind the function, if it has begun and not ended. From another thread that cannot be done: it is left."""
-        if get_ident() != self._thread:
+        """Unwind the function, if it has begun and not ended.
+
+        From another thread, and when Python is about to exit, that cannot be done: it is left.
+        """
+        if get_ident() != self._thread or sys.is_finalizing():
             return
         if self._greenlet:  # true from its beginning to its end
             with self.inside():

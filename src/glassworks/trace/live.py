@@ -41,7 +41,7 @@ class LiveRecorder(Recorder):
         run: the paused forward pass.
     """
 
-    __slots__ = ("_edits", "_originals", "_line", "_site", "_waiting", "run")
+    __slots__ = ("_edits", "_line", "_originals", "_site", "_waiting", "run")
     is_live = True
     run: Live
 
