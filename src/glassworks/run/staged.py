@@ -165,12 +165,12 @@ class StagedRuntime:
         for n in before:
             frame.values[n] = own.values[n]
         frame.history = {n: dict(steps) for n, steps in own.history.items()}
-        frame.saves = {}
+        frame.saves, frame.logs = {}, own.logs
         part = Interpreter(
             frame, _half(interpreter.forward, self.border, upper), interpreter.table,
             slots=interpreter.slots, rows=interpreter.rows, callee=self,
         )  # fmt: skip
-        part.step, part.sizes = interpreter.step, interpreter.sizes
+        part.step, part.sizes, part.states = interpreter.step, interpreter.sizes, interpreter.states
         part.actions = {event: nodes for event, nodes in interpreter.actions.items() if (event > self.border) == upper}
         part.last = interpreter.last
         return part
