@@ -383,7 +383,9 @@ class Block:
             raise NotSaved(f"nothing has run yet: save something, or read t.result first\n  at {caller()}")
         steps = max((len(rows) for rows in self._results.alive), default=0)
         return [
-            torch.tensor([live for rows in self._results.alive for live in rows[min(k, len(rows) - 1)]])
+            torch.tensor(
+                [live and k < len(rows) for rows in self._results.alive for live in rows[min(k, len(rows) - 1)]]
+            )
             for k in range(steps)
         ]
 

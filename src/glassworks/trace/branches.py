@@ -23,8 +23,8 @@ from glassworks.trace.recorder import Recorder, caller
 from glassworks.trace.state import State
 from glassworks.trace.value import Value
 
-_SHARED = frozenset({"constant", "input", "parameter", "result"})
-"""What exists once for the whole block, wherever its line stands."""
+_SHARED = frozenset({"constant", "input", "parameter", "result", "write", "carry"})
+"""What belongs to the whole block, wherever its line stands."""
 
 _GRADIENTS = frozenset({"backward", "grad", "grad_write"})
 
