@@ -15,8 +15,6 @@ from glassworks.graph.sites import Site, SiteTable
 SITES = ("read", "write", "skip")
 WRITES = ("write", "skip")
 EFFECTS = ("save", "log", "effect")
-SCOPED = ("carry", "stop", "log", "apply", "effect")
-"""Kinds that take their steps from their line as well as from their inputs."""
 _EVERY_STEP: Steps = (0, None)
 
 
@@ -65,11 +63,11 @@ class Flow:
             elif node.kind in ("carried", "state"):
                 steps.append(self._steps_of_state(n, steps))
             else:
-                own = node.steps if self.generating and node.kind in SCOPED else None
-                steps.append(self._joined(n, [own, *[steps[d] for d in node.deps]]))
+                own = node.steps if self.generating and node.kind in ("log", "apply", "effect") else None
+                found = self._joined(n, [own, *[steps[d] for d in node.deps]])
                 if self.generating and node.kind in ("carry", "stop"):
-                    steps[n] = steps[n] or _EVERY_STEP
-                    self._check_scope(n, steps)
+                    found = self._within(n, found)
+                steps.append(found)
         return steps
 
     def _steps_of_state(self, n: int, steps: list[Steps | None]) -> Steps | None:
@@ -91,13 +89,19 @@ class Flow:
             )
         return own
 
-    def _check_scope(self, n: int, steps: list[Steps | None]) -> None:
-        own, found = self.nodes[n].steps, steps[n]
-        if own is not None and found is not None and own != found:
+    def _within(self, n: int, found: Steps | None) -> Steps:
+        """The steps of what takes effect at the end of a step: those of its line, in which its value must exist."""
+        own = self.nodes[n].steps
+        if own is None or found is None:
+            return own or found or _EVERY_STEP
+        single = found[1] == found[0] + 1
+        if found[0] > own[0] if single else found != own:
             raise ScopeError(
                 f"a value of {spell_steps(found)} is used at {spell_steps(own)}; a value that differs from step to "
-                f"step can be used within its own steps only\n  at {self.graph.where(n)}"
+                f"step can be used within its own steps only, one of a single step in that and later ones\n"
+                f"  at {self.graph.where(n)}"
             )
+        return own
 
     def _joined(self, n: int, given: Iterable[Steps | None]) -> Steps | None:
         """The steps of a computation: those of its inputs, aligned."""

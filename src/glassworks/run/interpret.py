@@ -96,7 +96,7 @@ class Interpreter:
         scope = self.frame.plan.steps[n]
         if scope is not None and (step < scope[0] or (scope[1] is not None and step >= scope[1])):
             return False
-        return live is None or self._invokes(n) <= live
+        return live is None or self._invokes(n).intersection(self.forward.invokes) <= live
 
     def _invokes(self, n: int, *, guards: bool = True) -> frozenset[int]:
         """The invokes that a node concerns, by itself, its inputs and (if so asked) its predicates."""

@@ -18,7 +18,7 @@ def needs_all_steps(graph: Graph) -> bool:
     endless: list[bool] = []
     for node in graph.nodes:
         own = node.steps is not None and node.steps[1] is None
-        endless.append(own or any(endless[d] for d in node.deps))
+        endless.append(own or (node.kind != "carried" and any(endless[d] for d in node.deps)))
     return any(endless[n] for n in effects(graph))
 
 
