@@ -177,12 +177,11 @@ def test_a_handle_is_what_it_was_and_stale_where_a_branch_wrote(model: Any) -> N
 
 def test_skip_in_a_branch_is_a_write(model: Any) -> None:
     with model.trace(PROMPT):
-        early = model.layers[0].output
         clean = model.layers[2].output.save()
     for holds in (True, False):
         with model.trace(PROMPT):
             early = model.layers[0].output
-            gw.cond(sign(model, holds), lambda: model.layers[2].skip(early), lambda: None)
+            gw.cond(sign(model, holds), lambda own=early: model.layers[2].skip(own), lambda: None)
             found, kept = model.layers[2].output.save(), early.save()
         assert torch.equal(found.value, kept.value if holds else clean.value)
 
@@ -210,10 +209,9 @@ def test_a_head_written_in_a_branch(model: Any) -> None:
 
 def test_what_a_branch_cannot_hold_is_refused(model: Any) -> None:
     def refusal(write: Any) -> str:
-        with pytest.raises(gw.GraphError) as caught, model.trace() as t:
-            with t.invoke(PROMPT):
-                h = model.layers[0].output
-                gw.cond(h.sum() > 0, lambda: write(t, h), lambda: None)
+        with pytest.raises(gw.GraphError) as caught, model.trace() as t, t.invoke(PROMPT):
+            h = model.layers[0].output
+            gw.cond(h.sum() > 0, lambda: write(t, h), lambda: None)
         assert __file__ in told(caught.value)
         return str(caught.value)
 

@@ -1,3 +1,4 @@
+# ruff: noqa: SIM117
 """`gw.log` and `gw.apply`: what is said and done while the model runs."""
 
 from typing import Any
@@ -51,7 +52,7 @@ def test_a_log_prints_a_line_when_it_runs(model: Any, capsys: Any) -> None:
     assert out[0].split(": ", 1)[1].startswith("norm float32[1] [")
     assert out[0].endswith("of int64[1, 4] [5, 6, 7, 8] 1.5 2")
     assert out[1].endswith(": late 0")
-    assert [entry.line for entry in t.logs][0] == line
+    assert t.logs[0].line == line
     assert t.logs[0].step is None
     assert t.forwards == 1
 
@@ -114,7 +115,7 @@ def test_logs_of_many_prompts_name_their_rows(model: Any) -> None:
 
 
 def test_a_log_outside_a_block_is_refused() -> None:
-    with pytest.raises(gw.ScopeError, match="gw.log belongs inside a block"):
+    with pytest.raises(gw.ScopeError, match=r"gw\.log belongs inside a block"):
         gw.log("nothing")
 
 

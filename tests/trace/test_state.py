@@ -1,3 +1,4 @@
+# ruff: noqa: SIM117
 """`t.state` and `t.stop`: what they refuse, and cases that the laws do not have."""
 
 from typing import Any
@@ -113,7 +114,7 @@ def test_what_cannot_be_a_state_is_refused(model: Any) -> None:
             s.value = s.value + 1
         with t.steps[:]:
             s.value.save()
-    with pytest.raises(gw.GraphError, match="before gw.cond"):
+    with pytest.raises(gw.GraphError, match=r"before gw\.cond"):
         with model.generate(PROMPT, max_new_tokens=3) as t, t.steps[:]:
             gw.cond(model.logits.sum() > 0, lambda: t.state(0).value, 1)
     with pytest.raises(gw.ScopeError, match="within its own steps only"):
@@ -125,12 +126,11 @@ def test_what_cannot_be_a_state_is_refused(model: Any) -> None:
                 s.value = every
             with t.steps[2]:
                 s.value.save()
-    with pytest.raises(gw.OrderError, match="model.ids"):
-        with model.generate(PROMPT, max_new_tokens=3) as t:
-            s = t.state(0)
-            with t.steps[0:3]:
-                s.value.save()
-                s.value = t.result.sum()
+    with pytest.raises(gw.OrderError, match=r"model\.ids"), model.generate(PROMPT, max_new_tokens=3) as t:
+        s = t.state(0)
+        with t.steps[0:3]:
+            s.value.save()
+            s.value = t.result.sum()
     with pytest.raises(gw.ScopeError, match="has ended"):
         s.value  # noqa: B018
 
@@ -212,10 +212,23 @@ def test_a_stop_that_is_no_truth_value_is_refused(model: Any) -> None:
             t.stop(when=model.logits[:, -1] > 0)
             model.logits.save()
     assert line in told(caught.value)
-    with pytest.raises(gw.OrderError, match="t.stop depends on t.result"):
+    with pytest.raises(gw.OrderError, match=r"depends on t\.result.*model\.ids") as caught:
         with model.generate(PROMPT, max_new_tokens=3) as t:
+            line = here(+1)
             t.stop(when=(t.result == 3).any(-1))
             t.result.save()
+    assert line in told(caught.value)
+
+
+def test_a_write_of_the_result_is_refused(model: Any) -> None:
+    with pytest.raises(gw.OrderError, match=r"depends on t\.result") as caught:
+        with model.generate(PROMPT, max_new_tokens=3) as t:
+            tokens = t.result
+            with t.steps[:]:
+                line = here(+1)
+                model.layers[0].output = tokens.sum()
+                tokens.save()
+    assert line in told(caught.value)
 
 
 def test_a_stop_alone_runs_nothing_until_the_result_is_asked_for(model: Any, bare: Any) -> None:

@@ -46,6 +46,8 @@ def generate(
     stream = _Stream(batch, sampler, encoder_decoder)
     for step in range(max(max_new_tokens, 1)):
         samples = step < max_new_tokens and (last_step is None or step < last_step)
+        if positions and step:
+            stream.keep_within(positions, live)
         alive.append(live.clone())
         interpreter.begin(
             step,
@@ -68,8 +70,6 @@ def generate(
         if not bool(live.any()):
             break
         stream.extend(token, returned)
-        if positions:
-            stream.keep_within(positions, live)
     tokens = torch.stack(fresh, dim=1) if fresh else torch.zeros(rows, 0, dtype=torch.long)
     return Generated(tokens, alive, len(alive))
 

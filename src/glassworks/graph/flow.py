@@ -229,11 +229,11 @@ class Flow:
 
     def _cycle(self, stack: list[int], back_to: int) -> OrderError:
         loop = stack[stack.index(back_to) :]
-        if not any(n in self.site for n in loop):
-            stop = next(n for n in loop if self.nodes[n].kind == "stop")
+        if any(self.nodes[n].kind == "result" for n in loop):
+            users = [n for n in loop if self.nodes[n].kind in (*WRITES, "stop")]
             return OrderError(
-                f"t.stop depends on t.result, which exists only when the generation has ended: use model.ids, the "
-                f"tokens that enter a step\n  at {self.graph.where(stop)}"
+                "this depends on t.result, the new tokens, which exist only when the generation has ended: use "
+                f"model.ids, the tokens that enter a step\n  at {self.graph.where(users[0])}"
             )
         write = next(n for n in loop if n in self.site and self.nodes[n].kind in WRITES)
         reads = [n for n in loop if self.nodes[n].kind == "read"]

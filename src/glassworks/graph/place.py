@@ -207,7 +207,7 @@ class _Placer:
         number = self.pass_of[n]
         if node.kind == "carry":
             readers = self.readers.get((node.deps[0], node.invoke), ())
-            number = max(number, *[self.pass_of[m] for m in readers])
+            number = max([number, *[self.pass_of[m] for m in readers]])
         self.event_of[n] = max(self.event_of[n] if number == self.pass_of[n] else 0, 0)
         self.pass_of[n] = number
         self.everywhere[n] = node.invoke == ALL_ROWS

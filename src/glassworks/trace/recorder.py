@@ -191,7 +191,8 @@ class Recorder:
         """The numbers of a node. GraphError: there are none before the block runs."""
         raise GraphError(
             f"in a block a Value has no numbers yet, and {what} would need them: use gw.cond for a condition in the "
-            f"graph, model.live to run line by line, or save it and look after the block\n  at {caller()}"
+            f"graph, gw.log to see it while it runs, model.live to run line by line, or save it and look after the "
+            f"block\n  at {caller()}"
         )
 
     def later(self, name: str, action: Callable[["Recorder"], None], line: Line) -> None:

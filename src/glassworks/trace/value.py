@@ -261,6 +261,8 @@ class Value(Operators):
     def __getitem__(self, index: Any) -> Any:
         if self._result is not _NOTHING or self._block.closed:
             return self.value[_plain(with_positions(index))]
+        if type(index) is str:
+            raise GraphError(f"a Value is indexed as a tensor is, not by a name; got {index!r}\n  at {caller()}")
         return self._call("getitem", (index,))
 
     def __setitem__(self, index: Any, value: Any) -> None:
