@@ -14,7 +14,7 @@ import glassworks as gw
 from laws.checks import PROMPT, RAGGED
 from laws.equal import close, differs, plain, same_bits
 from laws.reference import hooked, map_of
-from laws.runtimes import Runtime
+from laws.runtimes import Runtime, local
 
 STEER = torch.linspace(-1, 1, 32)
 
@@ -374,6 +374,63 @@ def a_log_is_the_same_everywhere(runtime: Runtime) -> None:
     assert all(entry.line.startswith(__file__) for entry in t.logs)
 
 
+# Draws and gradients.
+
+
+def draws_are_the_same_everywhere(runtime: Runtime) -> None:
+    """By seed, node, row and step: on every runtime, in a branch, in company, with the seed set inside."""
+
+    def drawn(own: Runtime, prompts: list[list[int]]) -> list[list[torch.Tensor]]:
+        with own.model.generate(max_new_tokens=3, eos_token_id=[], do_sample=True) as t:
+            t.seed = 11
+            s, kept = t.state(0.0), []
+            for prompt in prompts:
+                with t.invoke(prompt), t.steps[:]:
+                    h = own.layers[0].output[:, -1]
+                    s.value = s.value + torch.rand_like(h)
+                    chosen = gw.cond(h.isnan().any(), lambda h=h: h, lambda h=h: torch.randn_like(h))
+                    kept.append([s.value.save(), chosen.save(), own.model.ids[:, -1].save()])
+        return [[item for value in own for item in value.value] for own in kept]
+
+    found, expected = drawn(runtime, RAGGED), drawn(local(runtime.family), RAGGED)
+    alone = drawn(runtime, RAGGED[:1])
+    assert len(found[0]) == 9
+    for one, other in zip([*found, found[0]], [*expected, alone[0]], strict=True):
+        for a, b in zip(one[:6], other[:6], strict=True):
+            same_bits(a, b)
+        assert [a.item() for a in one[7:]] == [b.item() for b in other[7:]]
+    differs(found[0][0], found[1][0])
+    differs(found[0][3], found[0][4])
+
+
+def gradients_flow_through_the_branch_taken(runtime: Runtime) -> None:
+    """Those of the plain experiment, and none where a captured tensor is only in the other branch."""
+
+    def taken(holds: bool, conditional: bool) -> list[torch.Tensor]:
+        w = torch.ones(32, requires_grad=True)
+        with runtime.model.trace(PROMPT, **runtime.arguments) as t:
+            h = runtime.layers[0].output
+
+            def scale() -> Any:
+                runtime.layers[1].output[:, -1] += (h * w).sum(1)
+                return h * 2
+
+            pred = (h.sum() * 0 == 0) & torch.tensor(holds)
+            if conditional:
+                chosen = gw.cond(pred, scale, lambda: h**2)
+            else:
+                chosen = scale() if holds else h**2
+            t.backward(runtime.model.logits[:, -1, 7].sum() + chosen.sum())
+            found = h.grad.save()
+        return [found.value, torch.zeros(32) if w.grad is None else w.grad]
+
+    for holds in (True, False):
+        (grad, trained), (expected, also) = taken(holds, True), taken(holds, False)
+        close(grad, expected)
+        close(trained, also)
+        assert bool(also.any()) == holds
+
+
 # Programs of states.
 
 
@@ -445,4 +502,5 @@ WRITTEN = [
     a_stop_is_an_end_token,
     a_stop_of_one_invoke,
     a_log_is_the_same_everywhere,
+    draws_are_the_same_everywhere,
 ]

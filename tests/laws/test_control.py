@@ -24,6 +24,10 @@ def test_law(runtime: Runtime, law: Any) -> None:
     law(runtime)
 
 
+def test_gradients_flow_through_the_branch_taken(differentiable: Runtime) -> None:
+    control.gradients_flow_through_the_branch_taken(differentiable)
+
+
 @FEW
 @given(data=st.data())
 def test_a_condition_is_an_if(runtime: Runtime, data: Any) -> None:

@@ -1,3 +1,4 @@
+# ruff: noqa: SIM117
 """`gw.cond`: what it records, what it refuses and with which lines. That it does what `if` does is a law."""
 
 from typing import Any
@@ -219,7 +220,10 @@ def test_what_a_branch_cannot_hold_is_refused(model: Any) -> None:
         with t.invoke(PROMPT):
             pass
 
-    assert "after it" in refusal(lambda t, h: t.backward(h.sum()))
+    def gradient(t: Any, h: Any) -> None:
+        t.backward(h.sum())
+
+    assert "after it" in refusal(gradient)
     assert "t.cache outside" in refusal(lambda t, h: t.cache())
     assert "open the invoke around" in refusal(invoke)
 
@@ -298,3 +302,80 @@ def test_random_numbers_in_a_branch_do_not_depend_on_company(model: Any) -> None
         with t.invoke([9, 10]):
             again = noise(own)
     assert second.value.shape == again.value.shape
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_in_a_live_block_it_is_an_if(model: Any, holds: bool) -> None:
+    with model.live(PROMPT) as t:
+        h = model.layers[0].output
+
+        def louder() -> Any:
+            assert holds, "the other branch is not even called"
+            model.layers[1].output[:, -1] *= 2
+            return model.layers[1].output.sum()
+
+        found = gw.cond((h.sum() * 0 == 0) & torch.tensor(holds), louder, 0.5)
+        assert float(found) != 0
+        kept = model.logits.save()
+        with pytest.raises(gw.GraphError, match=r"torch\.where"):
+            gw.cond(h[0, :, 0] > 0, 1, 2)
+    with model.trace(PROMPT):
+        if holds:
+            model.layers[1].output[:, -1] *= 2
+        expected = model.logits.save()
+    assert torch.equal(kept.value, expected.value)
+    assert all(not node.when for node in t.graph)
+
+
+def test_a_gradient_is_not_read_in_a_branch(model: Any) -> None:
+    with pytest.raises(gw.GraphError, match="outside of a branch") as caught, model.trace(PROMPT) as t:
+        h = model.layers[0].output
+        t.backward(model.logits.sum())
+        line = here(+1)
+        gw.cond(h.sum() > 0, lambda: h.grad.save(), lambda: None)
+    assert line in told(caught.value)
+
+
+def test_in_a_plain_module() -> None:
+    net = gw.wrap(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)))
+    x = torch.linspace(-1, 1, 8).reshape(2, 4)
+    for sign in (1, -1):
+        with net.trace(x) as t:
+            h = net[0].output
+
+            def write() -> None:
+                net[1].output = torch.zeros(2, 4)
+
+            gw.cond(sign * (h**2).sum() > 0, write, lambda: gw.log("left alone"))
+            found, own = net[2].output.save(), net[2].bias.save()
+            with pytest.raises(gw.ScopeError, match=r"model\.generate"):
+                t.state(0)
+        assert torch.equal(found.value, own.value.expand(2, 2)) == (sign > 0)
+        assert len(t.logs) == (sign < 0)
+
+
+def test_in_a_session_what_it_gives_goes_on(model: Any) -> None:
+    with model.session():
+        with model.trace(PROMPT):
+            h = model.layers[1].output
+            chosen = gw.cond(sign(model, False), lambda: h, lambda: h * 2)
+            kept = h.save()
+        with model.trace(PROMPT):
+            model.layers[1].output = chosen
+            found = model.layers[1].output.save()
+    assert torch.equal(found.value, kept.value * 2)
+    inside: list[Any] = []
+    with pytest.raises(gw.ScopeError, match=r"use what gw\.cond gives"), model.session():
+        with model.trace(PROMPT):
+            h = model.layers[1].output
+            gw.cond(sign(model, False), lambda: inside.append(h * 2), lambda: None)
+        with model.trace(PROMPT):
+            (inside[0] + 1).save()
+
+
+def test_a_session_that_only_logs_runs(model: Any, capsys: Any) -> None:
+    with model.session():
+        with model.trace(PROMPT) as t:
+            gw.log("in a session", model.ids.sum())
+    assert "in a session 26" in capsys.readouterr().out
+    assert len(t.logs) == 1

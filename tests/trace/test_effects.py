@@ -260,3 +260,35 @@ def test_an_error_in_it_carries_the_line(model: Any) -> None:
         line = here(+1)
         gw.apply(broken, model.layers[1].output).save()
     assert line in told(caught.value)
+
+
+def test_in_a_live_block_they_happen_at_once_and_once(model: Any, capsys: Any) -> None:
+    calls: list[float] = []
+    with model.live(PROMPT) as t:
+        h = model.layers[1].output
+        gw.log("norm", h.norm())
+        assert "norm" in capsys.readouterr().out
+        gw.apply(lambda value: calls.append(float(value.sum())), h, effect=True)
+        assert len(calls) == 1
+        twice = gw.apply(Scaled.apply, h)
+        assert twice.shape == (1, 4, 32)
+        t.backward(twice.sum())
+        found = h.grad.save()
+        with pytest.raises(gw.UnknownOperation, match=r"gw\.apply\(Same\.apply"):
+            Same.apply(h)
+    assert torch.equal(found.value, torch.full((1, 4, 32), 10.0))
+    assert len(calls) == len(t.logs) == 1
+    assert "norm" not in capsys.readouterr().out
+
+
+def test_a_live_block_of_an_edited_model(model: Any) -> None:
+    with model.edit() as edited:
+        edited.layers[1].output = gw.apply(double, edited.layers[1].output)
+        gw.cond(edited.ids.sum() > 0, lambda: gw.log("edit"), lambda: None)
+    with edited.live(PROMPT) as t:
+        found = edited.layers[1].output.save()
+        edited.logits.sum()
+    with model.trace(PROMPT):
+        expected = model.layers[1].output.save()
+    assert torch.equal(found.value, expected.value * 2)
+    assert [entry.text for entry in t.logs] == ["edit"]

@@ -94,6 +94,10 @@ class Node(NamedTuple):
         return self.deps[: len(self.deps) - len(self.when)]
 
 
+NOTHING = Node("result", "", (), (), (), ALL_ROWS, None)
+"""A node that nothing needs, to stand in the place of one that is not to be run: others keep their numbers."""
+
+
 class Line(NamedTuple):
     """Where the user wrote a node: a code object and an instruction, resolved only when somebody asks."""
 

@@ -305,9 +305,11 @@ class Block:
         line = caller()
         recorder = self._many_steps("t.stop", "save what you need of it; the pass ends after the last site needed")
         node = recorder.node_of(when, line)
-        dtype = _dtype_of(recorder, node)
-        if dtype not in (None, torch.bool):
-            raise GraphError(f"t.stop takes a truth value for each row, got {dtype}: compare it first\n  at {line}")
+        known = recorder.known(node)
+        if known is not None and known.dtype != torch.bool:
+            raise GraphError(
+                f"t.stop takes a truth value for each row, got {known.dtype}: compare it first\n  at {line}"
+            )
         own = Node("stop", "", (Ref(node),), (), (node,), recorder.invoke, recorder.steps)
         recorder.add(own, line)
 
@@ -410,15 +412,6 @@ def forget(core: Core, thread: int, recorder: Recorder) -> None:
     if core.blocks.get(thread) is recorder:
         del core.blocks[thread]
         _OPEN[thread].remove(recorder)
-
-
-def _dtype_of(recorder: Recorder, node: int) -> torch.dtype | None:
-    """The number format of a node, if it is known before it runs."""
-    assert recorder.shape_of is not None
-    try:
-        return recorder.shape_of(node).dtype  # type: ignore[no-any-return]
-    except GraphError:
-        return None
 
 
 def check_graph(value: Any) -> Graph:

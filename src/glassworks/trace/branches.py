@@ -34,7 +34,7 @@ def cond(pred: Any, a: Any, b: Any) -> Any:
 
     Args:
         pred: one element, not zero for true; for a choice in each row, `torch.where`. In a generation it is asked anew
-            at each step.
+            at each step. In a live block it is asked at once, and the other branch is not even recorded.
         a, b: Values, tensors or numbers, or functions of no arguments that return them, in tuples, lists and dicts of
             one structure, or None. Both functions are called at once, to be recorded; they may write and save. A value
             saved in the branch that is not taken raises `NotTaken` when it is used.
@@ -48,6 +48,9 @@ def cond(pred: Any, a: Any, b: Any) -> Any:
     """
     line = caller()
     recorder = open_recorder("gw.cond", line)
+    if recorder.is_live:
+        chosen = a if recorder.numbers(_predicate(recorder, pred, line), "gw.cond") else b
+        return _called(chosen, line) if callable(chosen) else chosen
     if recorder.branches is None:
         recorder.branches = Branches(recorder)
     return recorder.branches.choose(pred, a, b, line)
@@ -136,9 +139,8 @@ class Branches:
     def choose(self, pred: Any, a: Any, b: Any, line: Line) -> Any:
         """See `cond`."""
         recorder = self._recorder
-        predicate = recorder.node_of(pred, line)
+        predicate = _predicate(recorder, pred, line)
         self._check_home(predicate, line)
-        _check_one_element(pred, line)
         before, mark = dict(recorder._written), len(self._changed)
         first, leaves_a, handles = self._record(a, (predicate, True), line)
         written, recorder._written = recorder._written, dict(before)
@@ -197,22 +199,17 @@ def _called(branch: Callable[..., Any], line: Line) -> Any:
     return branch()
 
 
-def _check_one_element(pred: Any, line: Line) -> None:
-    """Refuse a predicate of several elements, where that is known already; else it is found out when it runs."""
-    if not isinstance(pred, Value | torch.Tensor):
-        return
-    try:
-        shape = tuple(pred.shape)
-    except GraphError:
-        return
-    count = 1
-    for size in shape:
-        count *= 1 if size is None else size
-    if count != 1:
+def _predicate(recorder: Recorder, pred: Any, line: Line) -> int:
+    """The node of a predicate. One of several elements is refused, here or, if that is not known yet, when it runs."""
+    node = recorder.node_of(pred, line)
+    known = recorder.known(node)
+    shape = () if known is None else tuple(known.shape)
+    if any(size not in (1, None) for size in shape):
         raise GraphError(
             f"the predicate of gw.cond has one element, got shape {list(shape)}: reduce it (.any(), .all()), or choose "
             f"for each row with torch.where(pred, a, b)\n  at {line}"
         )
+    return node
 
 
 def _advanced(before: dict[Any, int], first: dict[Any, int], second: dict[Any, int]) -> dict[Any, int]:

@@ -223,7 +223,7 @@ class Recorder:
     def write(self, name: str, node: int, line: Line, kind: str = "write") -> int:
         """Record that a site takes the value of a node; in a branch, if the branch is taken."""
         if self.branches is not None and self.branches.guard:
-            node, kind = self.branches.merged(node, self._held(name, line), line), "write"
+            node, kind = self.branches.merged(node, self._current(name, line), line), "write"
         place = self._place(name)
         self._written[place] = self._written.get(place, 0) + 1
         if name in self.derived:
@@ -234,7 +234,7 @@ class Recorder:
         """The line of a node."""
         return str(self.lines[node])
 
-    def _held(self, name: str, line: Line) -> int:
+    def _current(self, name: str, line: Line) -> int:
         """What a site holds at this line, whether or not the open branch is taken."""
         if name not in self.derived:
             return self.read(name, line)
@@ -283,6 +283,15 @@ class Recorder:
         if type(argument) in (int, float, bool, complex):
             return self.capture(torch.tensor(argument), line)
         raise GraphError(f"expected a Value, a tensor or a number, got {type(value).__name__}\n  at {line}")
+
+    def known(self, node: int) -> Any:
+        """What is known of a node before it runs: `.shape` and `.dtype`; None if nothing is. What is wrong with it is
+        said when it runs, or when somebody asks for its shape."""
+        assert self.shape_of is not None
+        try:
+            return self.shape_of(node)
+        except (GraphError, RuntimeError, TypeError, ValueError, IndexError):
+            return None
 
     # Operations.
 

@@ -7,7 +7,7 @@ import torch
 
 from glassworks.graph.flow import effects
 from glassworks.graph.graph import Graph
-from glassworks.graph.nodes import ALL_ROWS, Node, Ref
+from glassworks.graph.nodes import ALL_ROWS, NOTHING, Node, Ref
 
 RESULT = "result"
 """The new tokens of invoke k are saved as `result.k`."""
@@ -36,11 +36,10 @@ def with_results(graph: Graph) -> Graph:
 def without_effects(graph: Graph) -> Graph:
     """The same graph for a second run: what was said and done is not said and done again.
 
-    Nodes keep their numbers, by which random ones draw; a node that nothing needs stands in the place of a log.
+    Nodes keep their numbers, by which random ones draw.
     """
-    nothing = Node("result", "", (), (), (), ALL_ROWS, None)
     quiet: dict[str, Callable[[Node], Node]] = {
-        "log": lambda node: nothing,
+        "log": lambda node: NOTHING,
         "effect": lambda node: node._replace(kind="apply"),
     }
     return replace(graph, nodes=tuple([quiet[node.kind](node) if node.kind in quiet else node for node in graph.nodes]))

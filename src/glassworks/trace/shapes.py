@@ -147,11 +147,20 @@ class Shapes:
         if operation.data_dependent:
             raise GraphError(f"the shape that {node.target} gives depends on values\n  at {recorder.lines[n]}")
         args, kwargs = arguments(node, known.__getitem__)
+        if node.target in ("getitem", "setitem_"):
+            args = (args[0], _index(args[1]), *args[2:])
         try:
             return binding.bound(node.target)(*args, **kwargs)
         except Exception as error:
             error.add_note(f"  at {recorder.lines[n]}")
             raise
+
+
+def _index(index: Any) -> Any:
+    """An index in which a number that is not known yet is some number."""
+    if isinstance(index, torch.Tensor):
+        return 0 if index.ndim == 0 and index.dtype != torch.bool else index
+    return tuple([_index(item) for item in index]) if type(index) is tuple else index
 
 
 def _needs(node: Node) -> tuple[int, ...]:

@@ -96,11 +96,10 @@ class State:
         return block.invoke, block.steps
 
     def _check_shape(self, new: int, line: Line) -> None:
-        assert self._block.shape_of is not None
-        try:
-            first, other = (tuple(self._block.shape_of(n).shape) for n in (self._node, new))
-        except GraphError:
+        known = [self._block.known(n) for n in (self._node, new)]
+        if any(own is None for own in known):
             return
+        first, other = (tuple(own.shape) for own in known)
         if first and first != other:
             raise GraphError(
                 f"a state keeps the shape that it starts with, {list(first)}; assigned was {list(other)}. Start it "
