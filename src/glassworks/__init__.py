@@ -21,6 +21,7 @@ from glassworks.errors import (
     LimitExceeded,
     ModelError,
     NotSaved,
+    NotTaken,
     OrderError,
     RemoteError,
     ScopeError,
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from glassworks.loading import load, wrap
     from glassworks.serve.connect import connect
     from glassworks.trace.block import input
+    from glassworks.trace.branches import cond
+    from glassworks.trace.effects import apply, log
     from glassworks.trace.facade import Model
     from glassworks.trace.value import Value, values
 
@@ -46,9 +49,12 @@ _HOMES = {
     "Graph": "glassworks.graph.graph",
     "Model": "glassworks.trace.facade",
     "Value": "glassworks.trace.value",
+    "apply": "glassworks.trace.effects",
+    "cond": "glassworks.trace.branches",
     "connect": "glassworks.serve.connect",
     "input": "glassworks.trace.block",
     "load": "glassworks.loading",
+    "log": "glassworks.trace.effects",
     "operations": "glassworks.graph.operations",
     "values": "glassworks.trace.value",
     "wrap": "glassworks.loading",
@@ -56,9 +62,9 @@ _HOMES = {
 
 __all__ = [
     "GlassworksError", "Graph", "GraphError", "InputError", "LimitExceeded", "Model", "ModelError", "NotSaved",
-    "OrderError",
+    "NotTaken", "OrderError",
     "RemoteError", "ScopeError", "Unauthorized", "UnknownOperation", "UnknownSite", "Value", "WireError", "WriteError",
-    "connect", "input", "load", "operations", "values", "wrap",
+    "apply", "cond", "connect", "input", "load", "log", "operations", "values", "wrap",
 ]  # fmt: skip
 
 

@@ -7,7 +7,8 @@
     │   ├── OrderError        used before it can exist
     │   ├── WriteError        a write that cannot be done exactly       (also ValueError)
     │   ├── ScopeError        outside its block, invoke or steps
-    │   └── NotSaved          read after the block, without save
+    │   ├── NotSaved          read after the block, without save
+    │   └── NotTaken          saved in a branch that was not taken  (also KeyError)
     ├── ModelError            a model that cannot be loaded, wrapped or understood
     ├── InputError            a prompt or an argument that cannot be used (also ValueError)
     └── RemoteError           a service said no, or could not be reached
@@ -50,6 +51,12 @@ class ScopeError(GraphError):
 
 class NotSaved(GraphError):
     """A value was read after its block although it was not saved."""
+
+
+class NotTaken(GraphError, KeyError):
+    """A value was saved in a branch of `gw.cond` that was not taken."""
+
+    __str__ = Exception.__str__
 
 
 class ModelError(GlassworksError):

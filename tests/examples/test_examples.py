@@ -14,6 +14,7 @@ SAYS = {
     "activation_patching": "after layer 0: Rome",
     "any_module": "error without it",
     "attribution": "layer 5 mlp",
+    "control": "The Brandenburg Gate is in the city of Berlin",
     "live": "The Eiffel Tower is in the city of Rome",
     "logit_lens": "after layer 5:  Paris",
     "remote": "the same bits: True",

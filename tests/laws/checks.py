@@ -144,6 +144,7 @@ def special_constants() -> dict[str, torch.Tensor]:
         "number": torch.tensor(3.5),
         "empty": torch.zeros(0, 4),
         "strided": torch.arange(12.0).reshape(3, 4).t(),
+        "one of many": torch.arange(12).reshape(3, 4)[:1, -1],
     }
 
 

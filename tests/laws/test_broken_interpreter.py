@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from glassworks.engine import live
+from glassworks.engine import live, loop
 from glassworks.engine.batch import Batch
-from glassworks.run import interpret, rows
+from glassworks.run import control as run_control
+from glassworks.run import effects, interpret, rows
 from glassworks.run.eager import EagerRuntime
 from glassworks.run.live import LiveInterpreter
 from glassworks.run.rows import Leaf
 from glassworks.trace import binding
-from laws import checks
+from laws import checks, control
 from laws.runtimes import Runtime, lived, local
 
 Patch = pytest.MonkeyPatch
@@ -155,6 +156,60 @@ def forget_what_was_written_before(patch: Patch) -> None:
     patch.setattr(LiveInterpreter, "perform", anew)
 
 
+def ignore_guards(patch: Patch) -> None:
+    """Every branch is run; of what two of them save, the last is kept."""
+    patch.setattr(run_control, "is_taken", lambda node, value_of: True)
+
+
+def decide_otherwise(patch: Patch) -> None:
+    holds = run_control.holds
+    patch.setattr(run_control, "holds", lambda predicate: not holds(predicate))
+
+
+def carry_a_step_late(patch: Patch) -> None:
+    """What a step assigned comes into force one step later than it should."""
+    commit, waiting = run_control.commit, {}
+
+    def late(interpreter: Any) -> None:
+        held = waiting.pop(id(interpreter), {})
+        before = dict(interpreter.states)
+        commit(interpreter)
+        waiting[id(interpreter)] = dict(interpreter.states)
+        interpreter.states.clear()
+        interpreter.states.update({**before, **held})
+
+    patch.setattr(loop, "commit", late)
+
+
+def never_carry(patch: Patch) -> None:
+    patch.setattr(loop, "commit", lambda interpreter: None)
+
+
+def share_a_state(patch: Patch) -> None:
+    """All invokes have the state of the last."""
+    commit = run_control.commit
+
+    def shared(interpreter: Any) -> None:
+        commit(interpreter)
+        for (state, _), value in list(interpreter.states.items()):
+            interpreter.states.update({key: value for key in interpreter.states if key[0] == state})
+
+    patch.setattr(loop, "commit", shared)
+
+
+def never_stop(patch: Patch) -> None:
+    patch.setattr(loop, "stopped", lambda interpreter, like: torch.zeros_like(like))
+
+
+def stop_every_row(patch: Patch) -> None:
+    stopped = run_control.stopped
+    patch.setattr(loop, "stopped", lambda interpreter, like: stopped(interpreter, like).any().expand_as(like))
+
+
+def say_nothing(patch: Patch) -> None:
+    patch.setattr(effects, "say", lambda interpreter, n: None)
+
+
 BROKEN: list[tuple[Callable[[Patch], None], Callable[[Runtime], Any]]] = [
     (drop_every_write, partial(checks.a_write_matters, name="layers.1.output")),
     (drop_every_write, checks.a_patch_across_invokes),
@@ -170,6 +225,17 @@ BROKEN: list[tuple[Callable[[Patch], None], Callable[[Runtime], Any]]] = [
     (show_padding, checks.several_prompts_in_one_invoke),
     (attend_to_padding, checks.several_prompts_in_one_invoke),
     (ignore_saves_order, checks.steps_read_and_write),
+    (ignore_guards, control.each_branch),
+    (ignore_guards, control.a_branch_that_is_not_taken_costs_and_raises_nothing),
+    (decide_otherwise, control.each_branch),
+    (decide_otherwise, control.a_condition_is_asked_at_each_step),
+    (carry_a_step_late, control.a_state_goes_from_step_to_step),
+    (share_a_state, control.a_state_in_company),
+    (never_carry, control.a_state_goes_from_step_to_step),
+    (never_stop, control.a_stop_is_an_end_token),
+    (never_stop, control.a_stop_of_one_invoke),
+    (stop_every_row, control.a_stop_is_an_end_token),
+    (say_nothing, control.a_log_is_the_same_everywhere),
 ]
 
 

@@ -38,6 +38,7 @@ def test_shapes_come_without_running(model: Any, bare: Any) -> None:
             assert (h @ torch.zeros(32, 7)).shape == (1, 4, 7)
             assert [row.shape for row in h[0]] == [(32,)] * 4
             assert model.logits.argmax(-1).dtype == torch.int64
+            assert model.logits[0, -1, model.ids[0, -1]].shape == ()
             assert model.unembed(h).shape == (1, 4, 97)
             assert torch.einsum("bsd,btd->bst", h, h).shape == (1, 4, 4)
     finally:

@@ -136,6 +136,9 @@ def _show(name: str, value: Any, model: "Model | None") -> None:
         for number, entry in enumerate(value):
             _show(f"  {name}.{number}", entry, model)
         return
+    if value is None:
+        print(f"{name}: in a branch that was not taken")
+        return
     body = _tokens(value, model) if model is not None and not value.is_floating_point() else _numbers(value)
     kind = str(value.dtype).removeprefix("torch.")
     print(f"{name}: {kind} {list(value.shape)}  {body}")
@@ -170,5 +173,5 @@ def _write(results: "Results", out: Path, metadata: dict[str, str]) -> None:
     tensors = {}
     for name, value in results.items():
         entries = {f"{name}.{k}": entry for k, entry in enumerate(value)} if isinstance(value, list) else {name: value}
-        tensors.update({key: entry.contiguous().cpu() for key, entry in entries.items()})
+        tensors.update({key: entry.contiguous().cpu() for key, entry in entries.items() if entry is not None})
     save_file(tensors, out, metadata={**metadata, "glassworks": __version__})

@@ -6,12 +6,13 @@ site table is fetched once.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from glassworks.client.base import Transport
 from glassworks.client.calls import call, model_path
 from glassworks.errors import RemoteError, WireError
-from glassworks.graph import messages, sites, tree
+from glassworks.graph import logs, messages, sites, tree
 from glassworks.graph.backend import Draft, Experiment, Generation, Inputs, Results
 from glassworks.graph.graph import Graph
 from glassworks.graph.sites import SiteTable
@@ -80,7 +81,7 @@ class RemoteBackend:
         results = messages.decode_results(answer, from_blob=self._from_blob)
         if len(results) != len(experiments):
             raise WireError(f"{len(experiments)} experiments were sent and {len(results)} results came back")
-        return results
+        return [_heard(experiment.graph, result) for experiment, result in zip(experiments, results, strict=True)]
 
     def live(self, draft: Draft, inputs: Inputs, *, within: frozenset[str] = frozenset()) -> NoReturn:
         """Refused: only data travels, and a live block would have to travel line by line."""
@@ -91,6 +92,16 @@ class RemoteBackend:
 
     def __repr__(self) -> str:
         return f"RemoteBackend({self.transport!r}, {self.name!r})"
+
+
+def _heard(graph: Graph, results: Results) -> Results:
+    """The results, after what the run said was said here, with the author's own lines."""
+    if any(entry.node >= len(graph) for entry in results.logs):
+        raise WireError(f"a log names a node that the graph of {len(graph)} nodes does not have")
+    own = [replace(entry, line=graph.where(entry.node)) for entry in results.logs]
+    for entry in own:
+        logs.tell(entry)
+    return replace(results, logs=own)
 
 
 def table_from_bytes(data: bytes) -> SiteTable:

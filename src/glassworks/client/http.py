@@ -38,6 +38,8 @@ class HTTPTransport:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"expected the URL of a service such as 'http://localhost:8000', got {url!r}")
+        if api_key is not None and not (isinstance(api_key, str) and api_key.isascii() and api_key.isprintable()):
+            raise InputError("an api_key is plain ASCII text, as `glassworks serve` prints it; the one given is not")
         self._where = uds or url
         self._timeout_s = timeout_s
         self._client = httpx.Client(

@@ -16,7 +16,7 @@ from glassworks.errors import OrderError, WriteError
 from glassworks.graph.backend import Backend, Draft, Inputs, Results
 from glassworks.graph.flow import SITES
 from glassworks.graph.graph import Graph
-from glassworks.graph.nodes import ALL_ROWS, Node, Ref
+from glassworks.graph.nodes import ALL_ROWS, NOTHING, Node, Ref
 from glassworks.graph.place import Forward, Plan, can_be_spared
 from glassworks.graph.sites import Site, SiteTable
 from glassworks.graph.views import base_of
@@ -98,7 +98,7 @@ class LiveRun:
         trains = any(node.kind == "constant" and node.target for node in nodes)
         learns = trains and any(node.kind == "backward" for node in nodes)
         gradients = self._again(()).gradients if learns else {}
-        return Results(self._frame.saves, self._has_begun + self._replays, (), gradients)
+        return Results(self._frame.saves, self._has_begun + self._replays, (), gradients, self._frame.logs)
 
     # Gradients.
 
@@ -166,7 +166,8 @@ class LiveRun:
             n = len(nodes) - 1
             nodes.append(Node("save", str(value), (Ref(n),), (), (n,), ALL_ROWS, None))
         lines = [*draft.lines, *[draft.lines[-1]] * (len(nodes) - len(draft.nodes))]
-        graph = Graph(tuple(nodes), tuple(lines), tuple(draft.constants), draft.invokes, draft.seed)
+        written = (tuple(nodes), tuple(lines), tuple(draft.constants))
+        graph = Graph(*written, draft.invokes, draft.seed, tuple(draft.functions))
         with self._pass.coroutine.as_at_first():
             results = self._backend.run(graph, self._inputs)
         self._replays += results.forwards
@@ -174,8 +175,15 @@ class LiveRun:
 
 
 def _kept_by_nobody(node: Node) -> Node:
-    """A save as a node for whose sake nothing runs."""
-    return node._replace(kind="call", target="detach", kwargs=()) if node.kind == "save" else node
+    """A save, a log or another effect as a node for whose sake nothing runs."""
+    match node.kind:
+        case "save":
+            return node._replace(kind="call", target="detach", kwargs=())
+        case "log":
+            return NOTHING
+        case "effect":
+            return node._replace(kind="apply")
+    return node
 
 
 def _check_fits(new: torch.Tensor, value: torch.Tensor) -> None:
@@ -207,7 +215,8 @@ def read_to_the_end(draft: Draft, table: SiteTable) -> Graph:
     last, count = max(table.sites.values(), key=lambda site: site.order), len(draft.nodes)
     nodes = [*draft.nodes, Node("read", last.name, (), (), (), ALL_ROWS, None)]
     nodes.append(Node("save", "", (Ref(count),), (), (count,), ALL_ROWS, None))
-    return Graph(tuple(nodes), (*draft.lines, None, None), tuple(draft.constants), draft.invokes, draft.seed)
+    own = (tuple(nodes), (*draft.lines, None, None), tuple(draft.constants))
+    return Graph(*own, draft.invokes, draft.seed, tuple(draft.functions))
 
 
 def plan_of_edits(plan: Plan, count: int) -> Plan:

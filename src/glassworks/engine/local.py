@@ -77,7 +77,7 @@ class LocalBackend:
         else:
             with torch.no_grad():
                 run.everything(plan)
-        return Results(frame.saves, run.forwards, run.alive, frame.gradients)
+        return Results(frame.saves, run.forwards, run.alive, frame.gradients, frame.logs)
 
     def _placed(self, graph: Graph, inputs: Inputs, *, generating: bool) -> tuple[SiteTable, Plan]:
         """The plan of a graph, and the table with the operations that it names, if any."""
@@ -196,7 +196,7 @@ class ExperimentRun:
         found = generate(
             self.backend.runtime, batch, interpreter, sampler, max_new_tokens=generation.max_new_tokens,
             seed=self.frame.graph.seed, encoder_decoder=self.table.encoder_decoder,
-            last_token_only=self._last_token_only(forward),
+            last_token_only=self._last_token_only(forward), positions=self.table.positions,
         )  # fmt: skip
         self.forwards += found.steps
         self._keep(batch, found)

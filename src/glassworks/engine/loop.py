@@ -11,7 +11,9 @@ import torch
 
 from glassworks.engine.batch import Batch
 from glassworks.engine.sampling import Sampler
+from glassworks.errors import InputError
 from glassworks.run.base import Runtime
+from glassworks.run.control import commit, stopped
 from glassworks.run.interpret import Interpreter
 
 
@@ -24,12 +26,16 @@ class Generated:
 
 def generate(
     runtime: Runtime, batch: Batch, interpreter: Interpreter, sampler: Sampler, *,
-    max_new_tokens: int, seed: int, encoder_decoder: bool, last_token_only: bool,
+    max_new_tokens: int, seed: int, encoder_decoder: bool, last_token_only: bool, positions: int,
 ) -> Generated:  # fmt: skip
     """Generate until every row has ended, `max_new_tokens` are there, or nothing more is needed.
 
     Args:
         last_token_only: nobody looks at the prompt's logits, so only the last is computed, where the model can.
+        positions: how many tokens a row may have; 0: without end.
+
+    Raises:
+        InputError: a live row would grow longer than the model's positions.
     """
     last_step = interpreter.forward.last_step
     rows = len(batch.numbers)
@@ -40,6 +46,8 @@ def generate(
     stream = _Stream(batch, sampler, encoder_decoder)
     for step in range(max(max_new_tokens, 1)):
         samples = step < max_new_tokens and (last_step is None or step < last_step)
+        if positions and step:
+            stream.keep_within(positions, live)
         alive.append(live.clone())
         interpreter.begin(
             step,
@@ -50,6 +58,7 @@ def generate(
         )
         extra = {"logits_to_keep": 1} if step == 0 and last_token_only else {}
         returned = runtime.step((), {**stream.inputs(), **extra}, [interpreter], cache)
+        commit(interpreter)
         if not samples:
             break
         token = sampler.next(stream.seen, returned["logits"][:, -1], seed=seed, step=step, rows=batch.numbers)
@@ -57,6 +66,7 @@ def generate(
         fresh.append(token)
         for end in sampler.eos:
             live = live & (token != end)
+        live = live & ~stopped(interpreter, live)
         if not bool(live.any()):
             break
         stream.extend(token, returned)
@@ -116,3 +126,13 @@ class _Stream:
             return
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], dim=1)
         self._positions = self._positions[:, -1:] + 1
+
+    def keep_within(self, positions: int, live: torch.Tensor) -> None:
+        """Refuse a token beyond the last position of the model; a row that has ended waits at the last."""
+        used = self.seen.shape[1] if self._two else int(self._positions[live].max()) + 1
+        if used > positions:
+            raise InputError(
+                f"the generation would go on to {used} tokens in a row; this model has {positions} positions: ask for "
+                f"fewer new tokens, or shorten the prompt"
+            )
+        self._positions = self._positions.clamp(max=positions - 1)

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from glassworks.errors import InputError
+from glassworks.errors import InputError, NotTaken
 from glassworks.graph.graph import Graph
+from glassworks.graph.logs import LogEntry
 from glassworks.graph.nodes import Node
 from glassworks.graph.sites import SiteTable
 
@@ -65,14 +66,20 @@ class Results(Mapping[str, Any]):
         forwards: how many forward passes were run (a generation counts one a step).
         alive: of a generation, for each invoke, which rows were live at each step (a list of lists of bools).
         gradients: number of a captured tensor that trains -> what the backwards add to its `.grad`.
+        logs: what `gw.log` said, in order.
+        untaken: save of a branch that was not taken -> where it was written.
     """
 
     saves: Mapping[str, Any]
     forwards: int = 0
     alive: Sequence[Sequence[Sequence[bool]]] = ()
     gradients: Mapping[int, Any] = field(default_factory=dict)
+    logs: Sequence[LogEntry] = ()
+    untaken: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
+        if name in self.untaken:
+            raise NotTaken(f"{name!r} was saved in a branch of gw.cond that was not taken\n  at {self.untaken[name]}")
         return self.saves[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -80,6 +87,12 @@ class Results(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.saves)
+
+
+def untaken(graph: Graph, saves: Mapping[str, Any]) -> dict[str, str]:
+    """Saves that stand in a branch and are missing from the results -> where they were written."""
+    named = [(n, node.target) for n, node in enumerate(graph.nodes) if node.kind == "save" and node.when]
+    return {name: graph.where(n) for n, name in named if name not in saves}
 
 
 class Backend(Protocol):
@@ -118,6 +131,8 @@ class Draft(Protocol):
     def invokes(self) -> int: ...
     @property
     def seed(self) -> int: ...
+    @property
+    def functions(self) -> Sequence[Any]: ...
     def where(self, node: int) -> str: ...
 
 

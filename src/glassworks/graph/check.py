@@ -20,6 +20,8 @@ from typing import Any
 from glassworks.errors import GlassworksError, GraphError, InputError, LimitExceeded, UnknownOperation
 from glassworks.graph.backend import Experiment, Generation, Inputs, Rows
 from glassworks.graph.graph import Graph
+from glassworks.graph.guards import check_branches, check_state
+from glassworks.graph.logs import CHARACTERS
 from glassworks.graph.messages import Request
 from glassworks.graph.nodes import Dtype, Node, Ref
 from glassworks.graph.operations import look_up
@@ -42,6 +44,7 @@ _MAX_NORM_AT = 3
 _ARGUMENTS = {
     "read": "", "write": "R", "skip": "R", "item": "Ri", "parameter": "", "constant": "i",
     "result": "", "backward": "R", "grad": "RR", "grad_write": "RRR", "save": "R",
+    "cond": "RRR", "state": "R", "carry": "RR", "stop": "R",
 }  # fmt: skip
 """Arguments by kind: R a node, i a number."""
 _SAVE_KEYWORDS: dict[str, tuple[Any, ...]] = {
@@ -194,6 +197,11 @@ def _check_rows(rows: Rows, table: SiteTable, limits: Limits, where: str) -> Non
         if table.vocab and (min(row) < 0 or max(row) >= table.vocab):
             wrong = next(token for token in row if not 0 <= token < table.vocab)
             raise InputError(f"{where}, row {r}: token {wrong} is not in 0..{table.vocab - 1}, this model's vocabulary")
+        if table.positions and len(row) > table.positions:
+            raise InputError(f"{where}, row {r}: {len(row)} tokens; this model has {table.positions} positions")
+    for name in rows.kwargs:
+        if (why := table.why_not_argument(name)) is not None:
+            raise InputError(f"{where}: {why}")
     for text in (leaf for leaf in _leaves([rows.args, dict(rows.kwargs)]) if isinstance(leaf, str)):
         _check_text(text, where)
 
@@ -245,9 +253,10 @@ def _check_node(node: Node, graph: Graph, table: SiteTable) -> None:
     if node.invoke >= graph.invokes:
         raise GraphError(f"invoke {node.invoke} is not among the graph's {graph.invokes}")
     _check_shape(node)
+    check_branches(node, graph)
     for value in _plain((node.args, tuple(value for _, value in node.kwargs))):
         if isinstance(value, str):
-            _check_text(value, node.kind)
+            _check_text(value, node.kind, CHARACTERS + 1 if node.kind == "log" else TEXT_CHARACTERS)
         if type(value) is Dtype and value.name not in ITEM_BYTES:
             raise GraphError(f"{value.name[:40]!r} is not a known dtype; known: {', '.join(ITEM_BYTES)}")
     check = _CHECKS.get(node.kind)
@@ -280,11 +289,9 @@ def _plain(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _check_text(text: str, where: str) -> None:
-    if len(text) >= TEXT_CHARACTERS:
-        raise LimitExceeded(
-            f"text in arguments ({where}): {len(text)} characters, fewer than {TEXT_CHARACTERS} allowed"
-        )
+def _check_text(text: str, where: str, limit: int = TEXT_CHARACTERS) -> None:
+    if len(text) >= limit:
+        raise LimitExceeded(f"text in arguments ({where}): {len(text)} characters, fewer than {limit} allowed")
 
 
 def _check_call(node: Node, graph: Graph, table: SiteTable) -> None:
@@ -379,6 +386,21 @@ def _check_save(node: Node, graph: Graph, table: SiteTable) -> None:
             raise GraphError(f"a save cannot have {name[:40]}={value!r}; known: {', '.join(_SAVE_KEYWORDS)}")
 
 
+def _check_carried(node: Node, graph: Graph, table: SiteTable) -> None:
+    if not node.args or node.kwargs or not all(type(item) is Ref for item in node.args):
+        raise GraphError("a carried takes a state, and nodes that assign it")
+    check_state(node, graph)
+
+
+def _check_carry(node: Node, graph: Graph, table: SiteTable) -> None:
+    check_state(node, graph)
+
+
+def _check_log(node: Node, graph: Graph, table: SiteTable) -> None:
+    if node.kwargs:
+        raise GraphError(f"a log takes no keywords, got {sorted(name for name, _ in node.kwargs)}")
+
+
 def _check_gradient(node: Node, graph: Graph, table: SiteTable) -> None:
     if graph.nodes[node.args[1].node].kind != "backward":
         raise GraphError("a gradient belongs to a backward, and this one names another node")
@@ -396,6 +418,9 @@ _CHECKS: dict[str, _Check] = {
     "parameter": _check_parameter,
     "constant": _check_constant,
     "save": _check_save,
+    "carried": _check_carried,
+    "carry": _check_carry,
+    "log": _check_log,
     "grad": _check_gradient,
     "grad_write": _check_gradient,
 }

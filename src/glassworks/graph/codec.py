@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from glassworks.errors import WireError
-from glassworks.graph.nodes import AnyLine, Dtype, Listed, Node, Ref, SentLine, Slice, refs_in
+from glassworks.graph.nodes import GUARDED, AnyLine, Dtype, Guards, Listed, Node, Ref, SentLine, Slice, refs_in
 
 VERSION = 1
 KINDS = frozenset(
@@ -28,8 +28,15 @@ KINDS = frozenset(
         "grad",
         "grad_write",
         "save",
+        "cond",
+        "state",
+        "carried",
+        "carry",
+        "stop",
+        "log",
     ]
 )
+"""What travels: functions of the author's (`apply`, `effect`) do not."""
 _DEPTH = 16
 
 
@@ -113,6 +120,8 @@ def node_to_json(node: Node, line: AnyLine | None = None) -> dict[str, Any]:
         found["invoke"] = node.invoke
     if node.steps is not None:
         found["steps"] = list(node.steps)
+    if node.when:
+        found["when"] = [list(guard) for guard in node.when]
     if line is not None:
         found["line"] = [line.file.replace("\\", "/").rpartition("/")[2], line.number]
     return found
@@ -122,7 +131,7 @@ def _is_kind(value: Any) -> bool:
     return isinstance(value, str) and value in KINDS
 
 
-_FIELDS = frozenset({"kind", "target", "args", "kwargs", "invoke", "steps", "line"})
+_FIELDS = frozenset({"kind", "target", "args", "kwargs", "invoke", "steps", "when", "line"})
 
 
 def node_from_json(value: Any, position: int) -> tuple[Node, SentLine | None]:
@@ -137,14 +146,32 @@ def node_from_json(value: Any, position: int) -> tuple[Node, SentLine | None]:
         raise WireError(f"{where}: target, args or kwargs are of the wrong type")
     own_args = tuple(argument_from_json(item, where) for item in args)
     own_kwargs = tuple((name, argument_from_json(item, where)) for name, item in kwargs.items())
-    deps = tuple(refs_in((own_args, *[item for _, item in own_kwargs])))
+    when = _guards(value.get("when"), value["kind"], where)
+    deps = (*refs_in((own_args, *[item for _, item in own_kwargs])), *[predicate for predicate, _ in when])
     if any(dep >= position for dep in deps):
         raise WireError(f"{where}: refers to node {max(deps)}, which does not come before it")
     invoke = value.get("invoke", -1)
     if type(invoke) is not int or invoke < -1:
         raise WireError(f"{where}: invoke must be a number, got {invoke!r}")
-    node = Node(value["kind"], target, own_args, own_kwargs, deps, invoke, _steps(value.get("steps"), where))
+    node = Node(value["kind"], target, own_args, own_kwargs, deps, invoke, _steps(value.get("steps"), where), when)
     return node, line
+
+
+def _guards(value: Any, kind: str, where: str) -> Guards:
+    if value is None:
+        return ()
+    good = isinstance(value, list) and 0 < len(value) <= _DEPTH and kind in GUARDED
+    if not good or not all(map(_is_guard, value)):
+        raise WireError(
+            f"{where}: when must list [node, true or false], at most {_DEPTH}, of a node that a branch may hold"
+        )
+    return tuple([(predicate, wanted) for predicate, wanted in value])
+
+
+def _is_guard(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    return type(value[0]) is int and value[0] >= 0 and type(value[1]) is bool
 
 
 def _steps(value: Any, where: str) -> tuple[int, int | None] | None:

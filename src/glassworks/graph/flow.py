@@ -14,14 +14,16 @@ from glassworks.graph.sites import Site, SiteTable
 
 SITES = ("read", "write", "skip")
 WRITES = ("write", "skip")
+EFFECTS = ("save", "log", "effect")
 _EVERY_STEP: Steps = (0, None)
 
 
 def effects(graph: Graph) -> Iterator[int]:
-    """The nodes for whose sake a graph runs: saves, and backwards that train captured tensors."""
+    """The nodes for whose sake a graph runs: saves, logs and other effects, and backwards that train captured
+    tensors."""
     trains = any(node.kind == "constant" and node.target for node in graph.nodes)
     for n, node in enumerate(graph.nodes):
-        if node.kind == "save" or (trains and node.kind == "backward"):
+        if node.kind in EFFECTS or (trains and node.kind == "backward"):
             yield n
 
 
@@ -40,6 +42,8 @@ class Flow:
         self.writes_of: dict[int, list[int]] = {}
         for w in self.writes:
             self.writes_of.setdefault(self.nodes[w].invoke, []).append(w)
+        self.carries = [n for n, node in enumerate(self.nodes) if node.kind == "carry"]
+        self.stops = [n for n, node in enumerate(self.nodes) if node.kind == "stop"]
         self.steps = self._all_steps()
         self._seen: dict[int, tuple[list[int], list[int]]] = {}
 
@@ -56,9 +60,48 @@ class Flow:
                 steps.append((node.steps or _EVERY_STEP) if self.generating else None)
             elif node.kind == "backward" and self.generating:
                 raise ScopeError(f"backward needs a trace; a generation takes no gradients\n  at {self.graph.where(n)}")
+            elif node.kind in ("carried", "state"):
+                steps.append(self._steps_of_state(n, steps))
             else:
-                steps.append(self._joined(n, [steps[d] for d in node.deps]))
+                own = node.steps if self.generating and node.kind in ("log", "apply", "effect") else None
+                found = self._joined(n, [own, *[steps[d] for d in node.deps]])
+                if self.generating and node.kind in ("carry", "stop"):
+                    found = self._within(n, found)
+                steps.append(found)
         return steps
+
+    def _steps_of_state(self, n: int, steps: list[Steps | None]) -> Steps | None:
+        """A state has those of what it begins as, which is of one step; where it is read, it has those of the line."""
+        node = self.nodes[n]
+        begins = steps[node.deps[0]]
+        if node.kind == "state":
+            if begins is not None and begins[1] != begins[0] + 1:
+                raise ScopeError(
+                    f"a state begins as a value of one step, not of {spell_steps(begins)}: read it under t.prompt\n"
+                    f"  at {self.graph.where(n)}"
+                )
+            return begins
+        own = (node.steps or _EVERY_STEP) if self.generating else None
+        if own is not None and begins is not None and begins[0] > own[0]:
+            raise ScopeError(
+                f"a state that begins as a value of step {begins[0]} does not exist yet at step {own[0]}\n"
+                f"  at {self.graph.where(n)}"
+            )
+        return own
+
+    def _within(self, n: int, found: Steps | None) -> Steps:
+        """The steps of what takes effect at the end of a step: those of its line, in which its value must exist."""
+        own = self.nodes[n].steps
+        if own is None or found is None:
+            return own or found or _EVERY_STEP
+        single = found[1] == found[0] + 1
+        if found[0] > own[0] if single else found != own:
+            raise ScopeError(
+                f"a value of {spell_steps(found)} is used at {spell_steps(own)}; a value that differs from step to "
+                f"step can be used within its own steps only, one of a single step in that and later ones\n"
+                f"  at {self.graph.where(n)}"
+            )
+        return own
 
     def _joined(self, n: int, given: Iterable[Steps | None]) -> Steps | None:
         """The steps of a computation: those of its inputs, aligned."""
@@ -92,7 +135,7 @@ class Flow:
             own = self.writes if node.invoke == ALL_ROWS else self.writes_of.get(node.invoke, [])
             shared = [] if node.invoke == ALL_ROWS else self.writes_of.get(ALL_ROWS, [])
             before: list[int] = []
-            earlier: list[int] = []
+            earlier = self.stops_before(n)
             for w in (*own, *shared):
                 if self._comes_before(w, n):
                     before.append(w)
@@ -121,10 +164,22 @@ class Flow:
         if node.kind == "read":
             return self.upstream(n)[0]
         if node.kind == "result":
-            return [
-                w for w in self.writes if self.nodes[w].invoke in (node.invoke, ALL_ROWS) or node.invoke == ALL_ROWS
-            ]
+            return [w for w in (*self.writes, *self.stops) if self._same_rows(w, n)]
         return list(node.deps)
+
+    def stops_before(self, n: int) -> list[int]:
+        """What may have ended the rows of `n` in an earlier step."""
+        return [w for w in self.stops if self._same_rows(w, n) and self._was_in_an_earlier_step(w, n)]
+
+    def carries_before(self, n: int) -> list[int]:
+        """What may have assigned, in an earlier step, the state that `n` reads."""
+        state, invoke = self.nodes[n].deps[0], self.nodes[n].invoke
+        mine = (w for w in self.carries if self.nodes[w].deps[0] == state and self.nodes[w].invoke == invoke)
+        return [w for w in mine if self._was_in_an_earlier_step(w, n)]
+
+    def _same_rows(self, one: int, other: int) -> bool:
+        invokes = self.nodes[one].invoke, self.nodes[other].invoke
+        return invokes[0] == invokes[1] or ALL_ROWS in invokes
 
     def _grad_writes(self, backward: int) -> list[int]:
         return [n for n, node in enumerate(self.nodes) if node.kind == "grad_write" and node.deps[1] == backward]
@@ -144,6 +199,8 @@ class Flow:
     def _also(self, n: int) -> list[int]:
         """What `n` needs without having to wait for it."""
         kind = self.nodes[n].kind
+        if kind == "carried":
+            return [*self.stops_before(n), *self.carries_before(n)]
         return self._grad_writes(n) if kind == "backward" else self.upstream(n)[1] if kind == "read" else []
 
     def _visit(self, root: int, state: list[int], ordered: list[int]) -> None:
@@ -172,6 +229,12 @@ class Flow:
 
     def _cycle(self, stack: list[int], back_to: int) -> OrderError:
         loop = stack[stack.index(back_to) :]
+        if any(self.nodes[n].kind == "result" for n in loop):
+            users = [n for n in loop if self.nodes[n].kind in (*WRITES, "stop")]
+            return OrderError(
+                "this depends on t.result, the new tokens, which exist only when the generation has ended: use "
+                f"model.ids, the tokens that enter a step\n  at {self.graph.where(users[0])}"
+            )
         write = next(n for n in loop if n in self.site and self.nodes[n].kind in WRITES)
         reads = [n for n in loop if self.nodes[n].kind == "read"]
         read = max(reads, key=lambda n: self.site[n].order)

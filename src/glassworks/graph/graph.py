@@ -5,20 +5,20 @@ Equality and hash concern what the graph does: nodes and the values of its const
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from glassworks.errors import WireError
+from glassworks.errors import GraphError, WireError
 from glassworks.graph import codec, text, wire
 from glassworks.graph.nodes import AnyLine, Node
 from glassworks.graph.sites import module_of_operation
 
-_STRUCTURE = itemgetter(0, 1, 4, 5, 6)
-"""Of a node: kind, target, deps, invoke, steps."""
+_STRUCTURE = itemgetter(0, 1, 4, 5, 6, 7)
+"""Of a node: kind, target, deps, invoke, steps, when."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +31,7 @@ class Graph:
         constants: captured tensors; each has `dtype`, `shape` and `blob()`.
         invokes: how many groups of rows the experiment has (prompts are not part of it).
         seed: of its random nodes.
+        functions: of the author's, which `gw.apply` runs; a graph with any stays in its process.
     """
 
     nodes: tuple[Node, ...]
@@ -38,6 +39,7 @@ class Graph:
     constants: tuple[wire.Constant, ...] = ()
     invokes: int = 1
     seed: int = 0
+    functions: tuple[Callable[..., Any], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.lines:
@@ -69,8 +71,9 @@ class Graph:
     def digest(self) -> str:
         """SHA-256 over what the graph does."""
         own = json.dumps([codec.VERSION, self.invokes, self.seed, [codec.node_to_json(n) for n in self.nodes]])
-        constants = [wire.digest(constant.blob()) for constant in self.constants]
-        return hashlib.sha256("\n".join([own, *constants]).encode()).hexdigest()
+        captured = [wire.digest(constant.blob()) for constant in self.constants]
+        captured += [str(id(function)) for function in self.functions]
+        return hashlib.sha256("\n".join([own, *captured]).encode()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Graph) and self.digest == other.digest
@@ -87,7 +90,18 @@ class Graph:
         return str(line) if line is not None else f"node {node}"
 
     def to_message(self) -> tuple[dict[str, Any], dict[str, wire.Blob]]:
-        """The graph as JSON values and tensors by name, for `wire.pack`."""
+        """The graph as JSON values and tensors by name, for `wire.pack`.
+
+        Raises:
+            GraphError: it holds a function of the author's; names it and its line.
+        """
+        for n, node in enumerate(self.nodes):
+            if node.kind in ("apply", "effect"):
+                raise GraphError(
+                    f"gw.apply({node.target}) runs your own code, which stays in this process: a graph that holds it "
+                    f"cannot be stored or sent. Write it with torch's functions, or run it on a local model\n"
+                    f"  at {self.where(n)}"
+                )
         message = {
             "version": codec.VERSION,
             "invokes": self.invokes,

@@ -17,7 +17,7 @@ from typing import Any
 
 from glassworks import errors
 from glassworks.errors import GlassworksError, InputError, LimitExceeded, RemoteError, WireError
-from glassworks.graph import tree, wire
+from glassworks.graph import logs, tree, wire
 from glassworks.graph.backend import Experiment, Generation, Inputs, Results, Rows
 from glassworks.graph.graph import Graph
 
@@ -232,10 +232,11 @@ def encode_results(
                 where="gradients",
                 as_leaf=as_leaf,
             ),
+            "logs": [logs.to_json(entry) for entry in result.logs],
         }
         for result in results
     ]
-    blobs, size_bytes = {}, 0
+    blobs, size_bytes = {}, sum(len(entry.text) for result in results for entry in result.logs)
     for k, leaf in enumerate(leaves):
         blobs[str(k)] = blob = leaf.blob()
         size_bytes += blob.size_bytes
@@ -258,7 +259,7 @@ def decode_results(data: bytes | memoryview, *, from_blob: FromBlob = _same) -> 
 
 
 def _result(value: Any, leaves: list[Any], where: str) -> Results:
-    body = _fields(value, {"values", "forwards", "alive", "gradients"}, where)
+    body = _fields(value, {"values", "forwards", "alive", "gradients", "logs"}, where)
     if type(body["forwards"]) is not int or body["forwards"] < 0:
         raise WireError(f"{where}: forwards must be a number")
     alive = body["alive"]
@@ -268,7 +269,10 @@ def _result(value: Any, leaves: list[Any], where: str) -> Results:
     if not all(name.isdecimal() and name.isascii() and len(name) < 10 for name in gradients):
         raise WireError(f"{where}: gradients must be named by the numbers of constants")
     values = _mapping(body["values"], leaves, f"{where}: values")
-    return Results(values, body["forwards"], alive, {int(name): item for name, item in gradients.items()})
+    if not isinstance(body["logs"], list) or len(body["logs"]) > logs.ENTRIES + 1:
+        raise WireError(f"{where}: logs must be a list of at most {logs.ENTRIES + 1}")
+    said = [logs.from_json(entry, f"{where}: logs: entry {k}") for k, entry in enumerate(body["logs"])]
+    return Results(values, body["forwards"], alive, {int(name): item for name, item in gradients.items()}, said)
 
 
 def _nested(value: Any, depth: int) -> bool:

@@ -20,6 +20,17 @@ Kinds (`target` in brackets; `args`):
     grad       []            (value, backward)        read a gradient
     grad_write []            (value, backward, new)   replace it on its way to earlier sites
     save       [name]        (value)                  keep a value; `reduce`, `each` (an entry a step)
+    cond       []            (pred, a, b)             a where the predicate's one element holds, else b
+    state      []            (init)                   what is carried from step to step begins as this
+    carried    []            (state, carry ...)       the state now: assigned earlier in this step, or carried into it
+    carry      []            (state, value)           assign the state
+    stop       []            (value)                  end the rows where the value holds, after this step's token
+    log        []            (text or value ...)      a line for the author; always needed
+    apply      [name]        (k, value ...)           the graph's k-th function of the author's, whole; `results`
+    effect     [name]        (k, value ...)           the same, always needed
+
+A branch of a condition is no graph of its own: its nodes stand among the others with a *guard*, `when`. A node whose
+guard does not hold is not run.
 """
 
 from types import CodeType
@@ -30,6 +41,13 @@ ALL_ROWS = -1
 
 Steps = tuple[int, int | None]
 """Half-open range of generation steps; `None` for its end means as long as the row lives."""
+
+Guards = tuple[tuple[int, bool], ...]
+"""Predicates, outermost first, each with what it must be."""
+
+GUARDED = frozenset({"call", "item", "update", "module", "save", "cond", "stop", "log", "apply", "effect"})
+"""Kinds that may have a guard. Reads and captured tensors in a branch happen either way and harm nobody; a write in a
+branch is a write of a `cond`."""
 
 
 class Ref(NamedTuple):
@@ -59,7 +77,7 @@ class Dtype(NamedTuple):
 
 
 class Node(NamedTuple):
-    """One step of an experiment. `deps` are the nodes that its arguments refer to, in order."""
+    """One step of an experiment. `deps` are the nodes that its arguments refer to, in order, then its predicates."""
 
     kind: str
     target: str
@@ -68,6 +86,16 @@ class Node(NamedTuple):
     deps: tuple[int, ...]
     invoke: int
     steps: Steps | None
+    when: Guards = ()
+
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """The nodes that the arguments refer to."""
+        return self.deps[: len(self.deps) - len(self.when)]
+
+
+NOTHING = Node("result", "", (), (), (), ALL_ROWS, None)
+"""A node that nothing needs, to stand in the place of one that is not to be run: others keep their numbers."""
 
 
 class Line(NamedTuple):

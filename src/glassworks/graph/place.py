@@ -8,16 +8,16 @@ pass ends after the last event that it needs. A cycle is the error of using a va
 Knows nothing of tensors. The result depends only on the structure of the graph and on the table, and is kept there.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from glassworks.errors import GraphError, InputError, OrderError, ScopeError
 from glassworks.graph.backend import Inputs
-from glassworks.graph.flow import SITES, WRITES, Flow, spell_steps
+from glassworks.graph.flow import EFFECTS, SITES, WRITES, Flow, spell_steps
 from glassworks.graph.graph import Graph
-from glassworks.graph.nodes import ALL_ROWS, Node, Steps
+from glassworks.graph.nodes import ALL_ROWS, Steps
+from glassworks.graph.releases import releases
 from glassworks.graph.sites import Site, SiteTable
 from glassworks.graph.views import base_of
 
@@ -117,6 +117,9 @@ class _Placer:
         self.pass_of = [0] * len(self.nodes)
         self.event_of = [BEFORE] * len(self.nodes)
         self.everywhere = [False] * len(self.nodes)
+        # Reads of a state by (state, invoke); what needs the forward pass of its rows, whatever its inputs.
+        self.readers: dict[tuple[int, int], list[int]] = {}
+        self.of_rows = {n for n, node in enumerate(self.nodes) if node.kind in ("read", "result", "carried")}
 
     # When.
 
@@ -144,8 +147,13 @@ class _Placer:
                 case "result":
                     self.pass_of[n] = max((self.pass_of[w] for w in self.flow.before(n)), default=0)
                     self.event_of[n] = len(self.table.events)
+                case "carried":
+                    self._assign_carried(n)
+                case "carry" | "stop":
+                    self._assign_end_of_step(n)
                 case _:
                     self._latest(n, node.deps)
+                    self._settle_effect(n)
                     if node.kind in ("grad", "grad_write"):
                         self._check_gradient(n)
 
@@ -175,6 +183,43 @@ class _Placer:
         self.pass_of[n], self.event_of[n] = own, order
         self.everywhere[n] = self.nodes[n].invoke == ALL_ROWS
 
+    def _assign_carried(self, n: int) -> None:
+        """At the beginning of a step, or where what it may be in this step exists."""
+        state, *carries = self.nodes[n].deps
+        begins, mine = self.steps[state], self.steps[n]
+        at_once = begins is None or mine is None or begins[0] == mine[0]
+        self._latest(n, [*([state] if at_once else []), *carries])
+        earlier = (state, *self.flow.stops_before(n), *self.flow.carries_before(n))
+        number = max(self.pass_of[w] for w in (n, *earlier))
+        self.event_of[n] = max(self.event_of[n] if number == self.pass_of[n] else 0, 0)
+        self.pass_of[n] = number
+        self.everywhere[n] = self.nodes[n].invoke == ALL_ROWS
+
+    def _assign_end_of_step(self, n: int) -> None:
+        """Where the value of what takes effect at the end of a step exists; a state, in the pass that reads it."""
+        node = self.nodes[n]
+        self._latest(n, node.deps)
+        if self.event_of[n] >= len(self.table.events):
+            raise OrderError(
+                f"the new tokens exist when the generation has ended, not in its steps: use model.ids, the tokens that "
+                f"enter a step\n  at {self.graph.where(n)}"
+            )
+        number = self.pass_of[n]
+        if node.kind == "carry":
+            readers = self.readers.get((node.deps[0], node.invoke), ())
+            number = max([number, *[self.pass_of[m] for m in readers]])
+        self.event_of[n] = max(self.event_of[n] if number == self.pass_of[n] else 0, 0)
+        self.pass_of[n] = number
+        self.everywhere[n] = node.invoke == ALL_ROWS
+
+    def _settle_effect(self, n: int) -> None:
+        """An effect of certain steps that depends on nothing in them has its place at their beginning."""
+        node = self.nodes[n]
+        scoped = node.kind in ("log", "apply", "effect") and self.generating and node.steps is not None
+        if scoped and self.event_of[n] == BEFORE:
+            self.event_of[n], self.everywhere[n] = 0, node.invoke == ALL_ROWS
+            self.of_rows.add(n)
+
     def _check_gradient(self, n: int) -> None:
         value, backward = self.nodes[n].deps[:2]
         elsewhere = self.event_of[value] == BEFORE or self.pass_of[value] != self.pass_of[backward]
@@ -189,37 +234,48 @@ class _Placer:
 
     def plan(self, row_counts: Sequence[int], rows: int | None) -> Plan:
         ordered = self.flow.order()
+        for n in ordered:
+            if self.nodes[n].kind == "carried":
+                self.readers.setdefault((self.nodes[n].deps[0], self.nodes[n].invoke), []).append(n)
         self._assign(ordered)
         self._check_skips(ordered)
         needed = frozenset(ordered)
         prelude = tuple(n for n in sorted(needed) if self.event_of[n] == BEFORE and self.nodes[n].kind not in SITES)
         inner = sorted(needed.difference(prelude))
         groups = self._groups(inner, row_counts, rows)
-        forwards = tuple(self._forward(number, invokes, inner, groups) for number, invokes in groups)
+        crossing = self._crossing(inner)
+        forwards = tuple(self._forward(number, invokes, inner, groups, crossing) for number, invokes in groups)
         gradients = [n for n in needed if self.nodes[n].kind in ("grad", "grad_write")]
         bases = frozenset(base_of(self.nodes, self.nodes[n].deps[0]) for n in gradients)
         return Plan(
             prelude=prelude,
             forwards=forwards,
             needed=needed,
-            releases={} if self.generating else _releases(self.nodes, prelude, forwards, bases),
+            releases={} if self.generating else releases(self.nodes, prelude, forwards, bases),
             steps=tuple(self.steps),
-            crossing=frozenset(d for n in inner for d in self.nodes[n].deps if self._crosses(d, n)),
+            crossing=crossing,
             bases=bases,
         )
 
-    def _crosses(self, value: int, user: int) -> bool:
-        return (
-            self.steps[value] is not None
-            and self.event_of[value] != BEFORE
-            and self.pass_of[value] < self.pass_of[user]
-        )
+    def _crossing(self, inner: list[int]) -> frozenset[int]:
+        """Values of steps that a later pass needs, or may need: writes and stops are performed in later passes too."""
+        last = max((self.pass_of[n] for n in inner), default=0)
+        found: set[int] = set()
+        for n in inner:
+            user = last if self._is_repeated(n) else self.pass_of[n]
+            own = (d for d in self.nodes[n].deps if self.steps[d] is not None and self.event_of[d] != BEFORE)
+            found.update(d for d in own if self.pass_of[d] < user)
+        return frozenset(found)
+
+    def _is_repeated(self, n: int) -> bool:
+        """Whether a node takes part in all later passes of its rows."""
+        return self.nodes[n].kind in WRITES or self.nodes[n].kind == "stop"
 
     def _participants(self, inner: list[int]) -> dict[int, set[int]]:
         everyone = set(range(self.graph.invokes))
         taking_part: dict[int, set[int]] = {}
         for n in inner:
-            if self.nodes[n].kind not in ("read", "result"):
+            if n not in self.of_rows:
                 continue
             own = everyone if self.nodes[n].invoke == ALL_ROWS else {self.nodes[n].invoke}
             taking_part.setdefault(self.pass_of[n], set()).update(own)
@@ -268,6 +324,7 @@ class _Placer:
         invokes: tuple[int, ...],
         inner: list[int],
         groups: list[tuple[int, tuple[int, ...]]],
+        crossing: frozenset[int],
     ) -> Forward:
         of_pass = [members for other, members in groups if other == number]
         homes = self._homes(inner, number, of_pass)
@@ -281,16 +338,16 @@ class _Placer:
             invokes=invokes,
             actions=tuple((event, tuple(by_event[event])) for event in sorted(by_event)),
             spared=self._spared(mine, invokes),
-            last_step=self._last_step(mine),
+            last_step=self._last_step(mine, crossing),
             has_backward=any(self.nodes[n].kind == "backward" for n in mine),
         )
 
     def _runs_in(self, n: int, number: int, invokes: tuple[int, ...], homes: dict[int, int]) -> bool:
         node = self.nodes[n]
-        if node.kind in ("read", "result", "write", "skip") and node.invoke != ALL_ROWS:
-            reached = number >= self.pass_of[n] if node.kind in WRITES else number == self.pass_of[n]
+        if node.invoke != ALL_ROWS and (n in self.of_rows or node.kind == "carry" or self._is_repeated(n)):
+            reached = number >= self.pass_of[n] if self._is_repeated(n) else number == self.pass_of[n]
             return reached and node.invoke in invokes
-        if self.everywhere[n] and node.kind != "save":
+        if self.everywhere[n] and node.kind not in EFFECTS:
             return number >= self.pass_of[n]
         if number != self.pass_of[n]:
             return False
@@ -303,7 +360,7 @@ class _Placer:
         for n in inner:
             if self.pass_of[n] == number:
                 node = self.nodes[n]
-                if node.invoke != ALL_ROWS and node.kind in ("read", "result"):
+                if node.invoke != ALL_ROWS and n in self.of_rows:
                     homes[n] = first[node.invoke]
                 else:
                     homes[n] = max((homes[d] for d in node.deps if d in homes), default=of_pass[-1][0])
@@ -317,18 +374,19 @@ class _Placer:
                     f"inside the invokes\n  at {self.graph.where(n)}"
                 )
 
-    def _last_step(self, mine: list[int]) -> int | None:
+    def _last_step(self, mine: list[int], crossing: frozenset[int]) -> int | None:
+        """The last step in which something is kept, said or handed to a later pass; all else serves these."""
         if not self.generating:
             return 0
         last = 0
         for n in mine:
             scope = self.steps[n]
-            if self.nodes[n].kind == "result" or (
-                scope is not None and scope[1] is None and self.nodes[n].kind not in WRITES
-            ):
+            if self.nodes[n].kind == "result":
                 return None
-            if scope is not None and scope[1] is not None and self.nodes[n].kind not in WRITES:
-                last = max(last, scope[1] - 1)
+            if self.nodes[n].kind in EFFECTS or n in crossing:
+                if scope is not None and scope[1] is None:
+                    return None
+                last = max(last, scope[1] - 1 if scope is not None and scope[1] is not None else 0)
         return last
 
     # Skipped modules.
@@ -394,24 +452,3 @@ def _one_leaf(structure: Any) -> bool:
                 _one_leaf(item) or item == {"other": "NoneType"} for item in items
             )
     return False
-
-
-def _releases(
-    nodes: Sequence[Node], prelude: tuple[int, ...], forwards: tuple[Forward, ...], bases: frozenset[int]
-) -> dict[int, tuple[int, ...]]:
-    """For each node the values that nothing needs once it has run (for the last time)."""
-    last: dict[int, tuple[int, int, int]] = {}
-    sequence = [(-1, 0, n) for n in prelude]
-    sequence += [(k, event, n) for k, f in enumerate(forwards) for event, members in f.actions for n in members]
-    kept = {n for n in prelude if nodes[n].kind == "constant" and nodes[n].target} | bases
-    kept |= {d for _, _, n in sequence if nodes[n].kind in ("grad", "grad_write", "backward") for d in nodes[n].deps}
-    final = {n: moment for moment in sequence for n in [moment[2]]}
-    for moment in sequence:
-        for d in nodes[moment[2]].deps:
-            last[d] = moment
-    releases: dict[int, list[int]] = {}
-    repeated = {n for n, times in Counter(n for _, _, n in sequence).items() if times > 1}
-    for value, moment in last.items():
-        if value not in kept and moment[2] not in repeated and final[moment[2]] == moment:
-            releases.setdefault(moment[2], []).append(value)
-    return {n: tuple(values) for n, values in releases.items()}

@@ -114,6 +114,8 @@ class SiteTable:
         plain: the axes are those of one input, not symbols; each invoke is a pass of its own.
         shareable: whether strangers may share a batch. `vocab`: number of tokens, 0 where there are none.
         within: native paths of modules whose own operations are sites too.
+        positions: how many tokens a row may have, 0 where there is no end.
+        arguments: what the forward takes by name; empty where that is not known.
     """
 
     family: str
@@ -132,6 +134,8 @@ class SiteTable:
     shareable: bool = True
     vocab: int = 0
     within: tuple[str, ...] = ()
+    positions: int = 0
+    arguments: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Site:
         site = self.sites.get(name)
@@ -151,6 +155,15 @@ class SiteTable:
     def plans(self) -> dict[Any, Any]:
         """Placements computed for this table so far, by the structure of the graph (see `place`)."""
         return {}
+
+    def why_not_argument(self, name: str) -> str | None:
+        """What to tell a person who gave the model an argument that its forward does not take; None: it does."""
+        if not self.arguments or name in self.arguments:
+            return None
+        near = difflib.get_close_matches(name, self.arguments, n=3, cutoff=0.5) or sorted(self.arguments)
+        return (
+            f"the forward of {self.family} takes no argument {name[:40]!r}; it takes, among others, {', '.join(near)}"
+        )
 
     def why_not(self, name: str) -> str:
         """What to tell a person who asked for a site that is not there."""
@@ -223,6 +236,8 @@ def to_json(table: SiteTable) -> dict[str, Any]:
         "shareable": table.shareable,
         "vocab": table.vocab,
         "within": list(table.within),
+        "positions": table.positions,
+        "arguments": list(table.arguments),
     }
 
 
@@ -248,4 +263,6 @@ def from_json(data: Mapping[str, Any]) -> SiteTable:
         shareable=data["shareable"],
         vocab=data["vocab"],
         within=tuple(data["within"]),
+        positions=data["positions"],
+        arguments=tuple(data["arguments"]),
     )

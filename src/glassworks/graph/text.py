@@ -31,7 +31,8 @@ def _node(node: Node, graph: "Graph") -> str:
     scope = "" if node.invoke < 0 or graph.invokes == 1 else f"  invoke {node.invoke}"
     if node.steps is not None:
         scope += f"  steps {node.steps[0]}:{'' if node.steps[1] is None else node.steps[1]}"
-    return _body(node, graph) + scope
+    guards = [f"{'if' if wanted else 'unless'} %{predicate}" for predicate, wanted in node.when]
+    return " ".join([_body(node, graph), *guards]) + scope
 
 
 def _body(node: Node, graph: "Graph") -> str:
@@ -53,6 +54,20 @@ def _body(node: Node, graph: "Graph") -> str:
         case "save":
             options = "".join(f", {name}={value!r}" for name, value in node.kwargs if value not in (None, False))
             return f"save({given[0]}{options}) as {node.target!r}"
+        case "cond":
+            return f"{given[1]} if {given[0]} else {given[2]}"
+        case "state":
+            return f"state, at first {given[0]}"
+        case "carried":
+            return f"{given[0]} now"
+        case "carry":
+            return f"{given[0]} = {given[1]}"
+        case "stop":
+            return f"stop when {given[0]}"
+        case "log":
+            return f"log({', '.join(given)})"
+        case "apply" | "effect":
+            return f"{node.kind} {node.target}({', '.join(given[1:])})"
         case "call" if node.target.rstrip("_") in ("getitem", "setitem"):
             return f"{node.target}({given[0]}, [{index(node.args[1])}]{''.join(f', {g}' for g in given[2:])})"
         case "call" | "module":

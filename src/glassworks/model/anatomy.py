@@ -40,7 +40,7 @@ from glassworks.model.parts import (
     with_sublayers,
 )
 from glassworks.model.record import fake_model
-from glassworks.model.runs import is_encoder_decoder, vocabulary
+from glassworks.model.runs import accepted, is_encoder_decoder, learned_positions, vocabulary
 from glassworks.model.scan import scan
 
 _STRETCHED = {"dynamic", "longrope"}
@@ -122,6 +122,8 @@ def _build(
         layers={name: tuple(block.span.path for block in stack.blocks) for name, stack in stacks.items()},
         encoder_decoder=two,
         vocab=vocabulary(module),
+        positions=learned_positions(module),
+        arguments=accepted(module),
         shareable=not _is_stretched(module.config),
     )
 

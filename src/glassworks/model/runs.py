@@ -6,6 +6,7 @@ each request; masks and caches are not.
 
 import inspect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +19,8 @@ from glassworks.errors import ModelError
 
 _SIZES = ({"batch": 2, "seq": 5, "source": 4}, {"batch": 3, "seq": 7, "source": 6})
 """batch*seq is 10 and 21, batch*source 8 and 18: each pair of sizes differs from every other."""
+_POSITIONS = re.compile(r"(.*\.)?(wpe|embed_positions|position_embeddings?|pos_emb(ed)?)")
+"""What a table of learned positions is called."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,38 @@ def vocabulary(module: nn.Module) -> int:
     """Number of tokens of a Hugging Face model; 0 if it reads none."""
     config: Any = module.config
     return int(getattr(config.get_text_config(), "vocab_size", None) or getattr(config, "vocab_size", None) or 0)
+
+
+def learned_positions(module: nn.Module) -> int:
+    """How many positions a Hugging Face model has learned a vector for; 0 where positions have no end."""
+    tables = [m for name, m in module.named_modules() if isinstance(m, nn.Embedding) and _POSITIONS.fullmatch(name)]
+    config: Any = module.config
+    own = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return min([table.num_embeddings for table in tables] + ([int(own)] if own else [])) if tables else 0
+
+
+def accepted(module: nn.Module) -> tuple[str, ...]:
+    """Names of the arguments that the forward of a Hugging Face model takes.
+
+    A forward that passes on what it does not know takes the names that its annotation lists; one that says nothing of
+    them, those of transformers in general and those of the modules that it consists of.
+    """
+    names = _named(module)
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    for passed_on in (p for p in parameters if p.kind is p.VAR_KEYWORD):
+        listed = getattr(next(iter(getattr(passed_on.annotation, "__args__", ())), None), "__annotations__", None)
+        if listed is None:
+            from transformers.utils.generic import TransformersKwargs
+
+            inner = [_named(child) for child in module.children()]
+            listed = [*TransformersKwargs.__annotations__, *[n for own in inner if "input_ids" in own for n in own]]
+        names += listed
+    return tuple(dict.fromkeys(names))
+
+
+def _named(module: nn.Module) -> list[str]:
+    _, *parameters = inspect.signature(type(module).forward).parameters.values()
+    return [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
 
 
 def small_runs(module: nn.Module) -> tuple[Run, Run]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from glassworks.graph.backend import Draft
+from glassworks.graph.logs import LogEntry
 from glassworks.graph.place import Plan
 from glassworks.trace.tensors import as_tensor
 
@@ -23,6 +24,7 @@ class Frame:
         gradients: constant -> the gradient that backwards have added for it.
         given: memory of the model's outputs that a save has given away; another save of it copies.
         early: nodes that a backward has computed before their turn.
+        logs: what `gw.log` has said so far.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Frame:
         self.gradients: dict[int, torch.Tensor] = {}
         self.early: set[int] = set()
         self.given: set[int] = set()
+        self.logs: list[LogEntry] = []
         self.named, self.device, self.parameter = named, device, parameter
         self.takes_gradients = any(forward.has_backward for forward in plan.forwards)
 

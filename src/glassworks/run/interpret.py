@@ -14,13 +14,16 @@ from glassworks.graph.nodes import ALL_ROWS, Dtype, Ref, replace_refs
 from glassworks.graph.operations import OPERATIONS
 from glassworks.graph.place import Forward
 from glassworks.graph.sites import Site, SiteTable
-from glassworks.run import gradients
+from glassworks.run import control, effects, gradients
+from glassworks.run.control import NOT_TAKEN
 from glassworks.run.frame import Frame
 from glassworks.run.random import draw
 from glassworks.run.rows import Leaf, Slot
 from glassworks.run.structures import item_at, replaced
 from glassworks.trace import binding
 
+_OF_LINE_AND_INPUTS = frozenset({"log", "apply", "effect"})
+_NEVER_QUICK = frozenset({"write", "skip", "backward", "grad", "grad_write"})
 _DIRECT = frozenset({int, float, bool, str, type(None), torch.Tensor})
 
 
@@ -37,6 +40,7 @@ class Interpreter:
     Attributes:
         actions: event -> nodes, for the current step.
         last: the last event that is needed in this step; None: the model's own return is.
+        states: what steps hand on, by (state, invoke). closing: nodes of this step that take effect when it ends.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class Interpreter:
         self.slots, self.rows = slots, rows
         self.sizes: Mapping[str, int] = {}
         self.step = 0
+        self.states: dict[tuple[int, int], Any] = {}
+        self.closing: tuple[int, ...] = ()
         notes = forward.notes
         if "actions" not in notes:
             notes["actions"] = dict(forward.actions)
@@ -82,6 +88,7 @@ class Interpreter:
             if own and event < len(self.table.events):
                 found[event] = own
         self.actions = found
+        self.closing = tuple(sorted(n for own in found.values() for n in own if frame.nodes[n].kind in control.CLOSING))
         self.last = None if complete else max(found, default=-1)
         frame.early.clear()
 
@@ -89,16 +96,18 @@ class Interpreter:
         scope = self.frame.plan.steps[n]
         if scope is not None and (step < scope[0] or (scope[1] is not None and step >= scope[1])):
             return False
-        return live is None or self._invokes(n) <= live
+        return live is None or self._invokes(n).intersection(self.forward.invokes) <= live
 
-    def _invokes(self, n: int) -> frozenset[int]:
-        """The invokes that a node concerns."""
-        known = self.forward.notes.setdefault("invokes", {})
+    def _invokes(self, n: int, *, guards: bool = True) -> frozenset[int]:
+        """The invokes that a node concerns, by itself, its inputs and (if so asked) its predicates."""
+        known = self.forward.notes.setdefault("invokes" if guards else "invokes of inputs", {})
         if n not in known:
             node = self.frame.nodes[n]
             own = {node.invoke} if node.invoke >= 0 else set()
-            inner = [self._invokes(d) for d in node.deps if node.invoke < 0]
-            known[n] = frozenset(own).union(*inner)
+            deps = node.deps if guards else node.operands
+            if node.invoke >= 0 and node.kind not in _OF_LINE_AND_INPUTS:
+                deps = ()
+            known[n] = frozenset(own).union(*[self._invokes(d, guards=guards) for d in deps])
         return known[n]  # type: ignore[no-any-return]
 
     # Events.
@@ -134,7 +143,7 @@ class Interpreter:
         node = frame.nodes[n]
         leaf = self._leaf(leaves, raw, node.target)
         if node.kind != "read":
-            leaf.write(node.invoke, self._value(node.deps[0]))
+            leaf.write(node.invoke, self.value(node.deps[0]))
             return
         if n in frame.plan.bases:
             frame.values[n] = gradients.as_base(leaf, node.invoke)
@@ -169,7 +178,7 @@ class Interpreter:
                         frame.given.add(storage)
                         frame.saves[node.target] = values[node.deps[0]]
                     else:
-                        self._perform(n)
+                        self._run(n, node)
                 elif item:
                     values[n] = item_at(raw, item)
                 else:
@@ -192,7 +201,7 @@ class Interpreter:
             for n in members:
                 site = sites[nodes[n].target] if nodes[n].kind == "read" else None
                 plain = site is None or (site.is_plain and n not in plan.bases and n not in plan.crossing)
-                if not plain or nodes[n].kind in ("write", "skip", "backward", "grad", "grad_write"):
+                if not plain or nodes[n].kind in _NEVER_QUICK or nodes[n].when:
                     break
                 item = None if site is None else site.item
                 own.append((n, item, plan.releases.get(n, ()), self._gives(n)))
@@ -252,28 +261,40 @@ class Interpreter:
             blame(error, self.frame, n)
             raise
 
-    def _value(self, n: int) -> Any:
+    def value(self, n: int) -> Any:
+        """A node's value in this step."""
         history = self.frame.history.get(n)
         if history is not None and self.frame.plan.steps[n] is not None and self.step in history:
             return history[self.step]
         return self.frame.values[n]
 
     def _perform(self, n: int) -> None:
+        """Run a node, unless it stands in a branch that is not taken."""
+        node = self.frame.nodes[n]
+        if not node.when or control.is_taken(node, self.value):
+            self._run(n, node)
+            return
+        self.frame.values[n] = NOT_TAKEN
+        if n in self.frame.plan.crossing:
+            self.frame.history.setdefault(n, {})[self.step] = NOT_TAKEN
+        if node.kind == "save" and self._has_entries(n):
+            self.frame.saves.setdefault(node.target, []).append(None)
+
+    def _run(self, n: int, node: Any) -> None:
         frame = self.frame
-        node = frame.nodes[n]
         match node.kind:
             case "call":
                 frame.values[n] = self._call(n)
             case "item":
-                frame.values[n] = self._value(node.deps[0])[node.args[1]]
+                frame.values[n] = self.value(node.deps[0])[node.args[1]]
             case "save":
                 self._save(n)
             case "update":
-                frame.values[n] = _updated(self._value(node.deps[0]), *_resolved(node.args[1:], self._value))
+                frame.values[n] = _updated(self.value(node.deps[0]), *_resolved(node.args[1:], self.value))
             case "constant":
                 frame.values[n] = frame.constant(n)
             case "module":
-                frame.values[n] = self.callee.call_module(node.target, *self._arguments(n))
+                frame.values[n] = self.callee.call_module(node.target, *self.arguments(n))
             case "parameter":
                 frame.values[n] = frame.parameter(node.target).detach()
             case "input":
@@ -282,6 +303,18 @@ class Interpreter:
                 gradients.run_backward(self, n)
             case "grad" | "grad_write":
                 pass  # the backward has given it its value
+            case "cond":
+                frame.values[n] = control.chosen(node, self.value)
+            case "state" | "carry":
+                frame.values[n] = self.value(node.operands[-1])
+            case "carried":
+                frame.values[n] = control.carried(self, node)
+            case "stop":
+                frame.values[n] = control.one_a_row(self.value(node.operands[0]), self.slots[node.invoke].count)
+            case "log":
+                effects.say(self, n)
+            case "apply" | "effect":
+                frame.values[n] = effects.applied(self, n)
         if n in frame.plan.crossing:
             frame.history.setdefault(n, {})[self.step] = frame.values[n]
 
@@ -291,7 +324,7 @@ class Interpreter:
         if (
             frame.values[n] is None
             and n not in frame.early
-            and frame.nodes[n].kind in ("call", "item", "update", "module")
+            and frame.nodes[n].kind in ("call", "item", "update", "module", "cond", "apply", "effect")
         ):
             for d in frame.nodes[n].deps:
                 self.compute(d)
@@ -299,7 +332,8 @@ class Interpreter:
             frame.early.add(n)
         return frame.values[n]
 
-    def _arguments(self, n: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments(self, n: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A node's arguments, with values for references."""
         node = self.frame.nodes[n]
         args = tuple([self._argument(item) for item in node.args])
         return args, {name: self._argument(item) for name, item in node.kwargs} if node.kwargs else {}
@@ -307,24 +341,24 @@ class Interpreter:
     def _argument(self, item: Any) -> Any:
         kind = type(item)
         if kind is Ref:
-            return self._value(item.node)
+            return self.value(item.node)
         if kind in _DIRECT:
             return item
-        return _resolved(item, self._value)
+        return _resolved(item, self.value)
 
     def _call(self, n: int) -> Any:
-        args, kwargs = self._arguments(n)
+        args, kwargs = self.arguments(n)
         name = self.frame.nodes[n].target
         operation = OPERATIONS.get(name)
         if operation is not None and operation.random:
             key = (self.frame.graph.seed, n, self.step)
-            return draw(name, args, kwargs, key=key, rows=self._rows_of(n))
+            return draw(name, args, kwargs, key=key, rows=self.rows_of(n))
         return binding.bound(name)(*args, **kwargs)
 
-    def _rows_of(self, n: int) -> Sequence[int]:
+    def rows_of(self, n: int) -> Sequence[int]:
         """Numbers, in the experiment, of the rows that a node concerns."""
         numbers: list[int] = []
-        for invoke in sorted(self._invokes(n)) or [ALL_ROWS]:
+        for invoke in sorted(self._invokes(n, guards=False)) or [ALL_ROWS]:
             slot = self.slots.get(invoke)
             if slot is not None:
                 numbers += self.rows[slot.start : slot.start + slot.count]
@@ -333,11 +367,15 @@ class Interpreter:
     def _save(self, n: int) -> None:
         frame = self.frame
         node = frame.nodes[n]
-        value = _kept(self._value(node.deps[0]), frame.nodes[node.deps[0]])
-        if frame.plan.steps[n] is None or ("single", True) in node.kwargs:
-            frame.saves[node.target] = value
-        else:
+        value = _kept(self.value(node.deps[0]), frame.nodes[node.deps[0]])
+        if self._has_entries(n):
             frame.saves.setdefault(node.target, []).append(value)
+        else:
+            frame.saves[node.target] = value
+
+    def _has_entries(self, n: int) -> bool:
+        """Whether a save is a list, with an entry a step."""
+        return self.frame.plan.steps[n] is not None and ("single", True) not in self.frame.nodes[n].kwargs
 
 
 def _lens(site: Site) -> tuple[Any, ...]:

@@ -165,14 +165,16 @@ class StagedRuntime:
         for n in before:
             frame.values[n] = own.values[n]
         frame.history = {n: dict(steps) for n, steps in own.history.items()}
-        frame.saves = {}
+        frame.saves, frame.logs = {}, own.logs
         part = Interpreter(
             frame, _half(interpreter.forward, self.border, upper), interpreter.table,
             slots=interpreter.slots, rows=interpreter.rows, callee=self,
         )  # fmt: skip
-        part.step, part.sizes = interpreter.step, interpreter.sizes
+        part.step, part.sizes, part.states = interpreter.step, interpreter.sizes, interpreter.states
         part.actions = {event: nodes for event, nodes in interpreter.actions.items() if (event > self.border) == upper}
         part.last = interpreter.last
+        if not interpreter._quick:  # in a generation, not every node of an event runs at every step
+            part._quick = {}
         return part
 
     def _crossing(self, whole: Interpreter, part: Interpreter) -> Mapping[int, Any]:
@@ -189,9 +191,9 @@ class StagedRuntime:
             frame = whole[k % len(whole)].frame
             for name, value in part.frame.saves.items():
                 frame.saves[name] = frame.saves.get(name, []) + value if isinstance(value, list) else value
-            for n, value in enumerate(part.frame.values):
-                if value is not None:
-                    frame.values[n] = value
+            for n in (n for members in part.actions.values() for n in members):
+                if part.frame.values[n] is not None:
+                    frame.values[n] = part.frame.values[n]
             frame.history.update(part.frame.history)
 
 

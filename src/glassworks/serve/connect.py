@@ -36,8 +36,8 @@ def connect(where: str | Model, *, api_key: str | None = None) -> Any:
             from_blob=from_blob,
         )
         return ConnectedLab(Lab(transport)).model(name)
-    if not where.startswith(("http://", "https://")):
-        raise InputError(f"a service is an http:// or https:// address, got {where!r}")
+    if not isinstance(where, str) or not where.startswith(("http://", "https://")):
+        raise InputError(f"gw.connect takes an http:// or https:// address, or a model; got {where!r}")
     return ConnectedLab(Lab(HTTPTransport(where, api_key=api_key)))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from glassworks.client.backend import keep_blob
 from glassworks.errors import WireError
-from glassworks.graph import messages, sites, tree
+from glassworks.graph import logs, messages, sites, tree
 from glassworks.graph.backend import Backend
 from glassworks.serve.answers import Answer, refusal, status_of
 
@@ -76,7 +76,8 @@ class ModelHost:
         except WireError as error:
             return refusal(status_of(error), error)
         try:
-            results = self._backend.run_session(request.experiments)
+            with logs.silence():
+                results = self._backend.run_session(request.experiments)
             answer = messages.encode_results(results, as_leaf=self._as_leaf, limit_bytes=self._result_bytes)
         except Exception as error:  # noqa: BLE001 - the experiment's own error, whatever its type
             _LOG.info("an experiment on %s failed: %s", request.model, type(error).__name__)

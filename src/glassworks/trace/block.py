@@ -5,30 +5,32 @@ backend and the results to the saved Values. Nothing runs before that, and nothi
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import get_ident
 from typing import Any
 
 import torch
 
-from glassworks.errors import GlassworksError, GraphError, InputError, NotSaved, ScopeError
-from glassworks.graph.backend import Generation, Inputs, Results, Rows
+from glassworks.errors import GraphError, InputError, NotSaved, ScopeError
+from glassworks.graph.backend import Generation, Inputs, Results, Rows, untaken
 from glassworks.graph.flow import effects
 from glassworks.graph.graph import Graph
+from glassworks.graph.logs import LogEntry
 from glassworks.graph.nodes import ALL_ROWS, Line, Node, Ref, Steps
 from glassworks.trace.cache import Cache
 from glassworks.trace.einops_backend import register_with_einops
 from glassworks.trace.parts import Core, Part
 from glassworks.trace.positions import Positions
-from glassworks.trace.prompts import prompt_rows
 from glassworks.trace.recorder import Recorder, caller
+from glassworks.trace.results import RESULT, needs_all_steps, stacked, with_results, without_effects
+from glassworks.trace.rows import decoder_length, make_rows
 from glassworks.trace.scopes import Backward, Invoke, StepIndex, StepScope
 from glassworks.trace.shapes import Shapes
+from glassworks.trace.state import State
 from glassworks.trace.tensors import as_tensor, dtype_name
 from glassworks.trace.value import Value
-
-RESULT = "result"
 
 _OPEN: dict[int, list[Recorder]] = {}
 """The open blocks of each thread, of whichever model; the last is the innermost."""
@@ -142,16 +144,18 @@ class Block:
         if next(effects(self.graph), None) is None:
             return
         graph = self.graph
-        if self._generation is not None and _needs_all_steps(graph):
-            graph = _with_results(graph)
+        if self._generation is not None and needs_all_steps(graph):
+            graph = with_results(graph)
         self.deliver(self._core.backend.run(graph, self.inputs, self._generation))
 
     def deliver(self, results: Results) -> None:
         """Hand the backend's answer to the saved Values."""
-        found = results.saves
+        found, absent = results.saves, untaken(self.graph, results.saves)
         for kept, value, name in self._own().saved:
             if name in found:
                 kept.deliver(found[name], value)
+            elif name in absent:
+                kept.was_not_taken(value, absent[name])
             elif any(n.kind == "save" and n.target == name and ("single", True) not in n.kwargs for n in self.graph):
                 kept.deliver([], value)
             else:
@@ -177,6 +181,7 @@ class Block:
             prompt: as for `trace`. arguments: go to the model.
         """
         recorder = self._open()
+        self._refuse_in_a_branch(recorder, "rows cannot depend on a condition: open the invoke around gw.cond")
         if recorder.invoke != ALL_ROWS:
             already = "trace(...) was given a prompt" if recorder.invokes == 1 and self._rows else "another is open"
             raise ScopeError(f"an invoke adds rows to a block that has none of its own; {already}\n  at {caller()}")
@@ -236,6 +241,8 @@ class Block:
         tokenizer = self._core.text
         if tokenizer is None:
             raise InputError(f"this model has no tokenizer\n  at {caller()}")
+        if not isinstance(text, str):
+            raise InputError(f"t.find looks for a text, such as t.find(' city'); got {text!r}\n  at {caller()}")
         if which not in ("first", "last"):
             raise InputError(f"which must be 'first' or 'last', got {which!r}\n  at {caller()}")
         ids = self._rows[invoke].ids
@@ -259,7 +266,7 @@ class Block:
             return {"batch": None, "seq": None, "source": None, "context": None}
         own = self._rows if invoke == ALL_ROWS else [self._rows[invoke]]
         longest = max((len(row) for rows in own for row in rows.ids), default=1)
-        seq: int | None = _decoder_length(own) if table.encoder_decoder else longest
+        seq: int | None = decoder_length(own) if table.encoder_decoder else longest
         context = seq
         if self._generation is not None and steps != (0, 1):
             single = steps is not None and steps[1] == steps[0] + 1
@@ -278,6 +285,46 @@ class Block:
     def prompt(self) -> StepScope:
         """`t.steps[0]`: the forward over the prompt."""
         return StepScope(self, (0, 1), True)
+
+    # What steps hand on, and when they end.
+
+    def state(self, init: Any) -> State:
+        """A value that is carried from step to step, for each row: read and assign its `.value` under steps.
+
+        Args:
+            init: what it is at the first step: a Value, a tensor or a number.
+        """
+        return State(self._many_steps("t.state", "a Python variable will do"), init, caller())
+
+    def stop(self, when: Any) -> None:
+        """End a row: it keeps the token that this step gives it, as it keeps an end token, and has no further steps.
+
+        Args:
+            when: bool, `[batch]` or `[batch, 1]`, or one element for a lone row.
+        """
+        line = caller()
+        recorder = self._many_steps("t.stop", "save what you need of it; the pass ends after the last site needed")
+        node = recorder.node_of(when, line)
+        known = recorder.known(node)
+        if known is not None and known.dtype != torch.bool:
+            raise GraphError(
+                f"t.stop takes a truth value for each row, got {known.dtype}: compare it first\n  at {line}"
+            )
+        own = Node("stop", "", (Ref(node),), (), (node,), recorder.invoke, recorder.steps)
+        recorder.add(own, line)
+
+    def _many_steps(self, what: str, instead: str) -> Recorder:
+        if self.runs_once or self._own().table.plain:
+            raise ScopeError(
+                f"{what} belongs to model.generate(...), whose steps follow each other; a trace is one forward pass: "
+                f"{instead}\n  at {caller()}"
+            )
+        return self._open()
+
+    @property
+    def logs(self) -> list[LogEntry]:
+        """What `gw.log` said in this block, in order; each entry has `.text`, `.line`, `.step` and `.rows`."""
+        return [] if self._results is None else list(self._results.logs)
 
     # Gradients, results, caches.
 
@@ -323,10 +370,13 @@ class Block:
         if self._generation is None:
             raise NotSaved(f"write t.result.save() inside the block, and use what it gives\n  at {caller()}")
         if self._results is None or f"{RESULT}.0" not in self._results:
-            self._results = self._core.backend.run(_with_results(self.graph), self.inputs, self._generation)
-            self.forwards = self._results.forwards
+            first = self._results
+            again = self.graph if first is None else without_effects(self.graph)
+            results = self._core.backend.run(with_results(again), self.inputs, self._generation)
+            self._results = results if first is None else replace(results, logs=first.logs)
+            self.forwards = results.forwards
         found = [self._results[f"{RESULT}.{k}"] for k in range(self.graph.invokes)]
-        return _stacked(found) if invoke is None else found[invoke]
+        return stacked(found) if invoke is None else found[invoke]
 
     @property
     def alive(self) -> list[torch.Tensor]:
@@ -335,7 +385,9 @@ class Block:
             raise NotSaved(f"nothing has run yet: save something, or read t.result first\n  at {caller()}")
         steps = max((len(rows) for rows in self._results.alive), default=0)
         return [
-            torch.tensor([live for rows in self._results.alive for live in rows[min(k, len(rows) - 1)]])
+            torch.tensor(
+                [live and k < len(rows) for rows in self._results.alive for live in rows[min(k, len(rows) - 1)]]
+            )
             for k in range(steps)
         ]
 
@@ -346,7 +398,13 @@ class Block:
             sites: a pattern, or several; `*` stands for one part of a name, `**` for any number.
             device: where the values are kept. dtype: their format; None leaves it.
         """
-        return Cache(self._open(), sites, device=device, dtype=dtype, line=caller())
+        recorder = self._open()
+        self._refuse_in_a_branch(recorder, "a cache is of the whole block: write t.cache outside of gw.cond")
+        return Cache(recorder, sites, device=device, dtype=dtype, line=caller())
+
+    def _refuse_in_a_branch(self, recorder: Recorder, why: str) -> None:
+        if recorder.branches is not None and recorder.branches.guard:
+            raise ScopeError(f"{why}\n  at {caller()}")
 
 
 def forget(core: Core, thread: int, recorder: Recorder) -> None:
@@ -354,55 +412,6 @@ def forget(core: Core, thread: int, recorder: Recorder) -> None:
     if core.blocks.get(thread) is recorder:
         del core.blocks[thread]
         _OPEN[thread].remove(recorder)
-
-
-def make_rows(core: Core, prompt: tuple[Any, ...], arguments: Mapping[str, Any]) -> Rows:
-    """One invoke's rows from what the user gave. InputError carries the line."""
-    if core.table.plain:
-        return Rows(args=prompt, kwargs=dict(arguments))
-    if len(prompt) != 1:
-        given = arguments.pop("input_ids") if not prompt and "input_ids" in arguments else None  # type: ignore[attr-defined]
-        if given is None:
-            raise InputError(
-                f"expected one prompt (a text, ids, a chat, or a list of them), got {len(prompt)}\n  at {caller()}"
-            )
-        prompt = (given,)
-    try:
-        ids = prompt_rows(prompt[0], core.text, vocab=core.table.vocab)
-    except GlassworksError as error:
-        raise type(error)(f"{error}\n  at {caller()}") from None
-    return Rows(ids=ids, kwargs=dict(arguments))
-
-
-def _decoder_length(own: Sequence[Rows]) -> int:
-    lengths = [
-        torch.as_tensor(rows.kwargs["decoder_input_ids"]).shape[-1]
-        for rows in own
-        if "decoder_input_ids" in rows.kwargs
-    ]
-    return max(lengths, default=1)
-
-
-def _needs_all_steps(graph: Graph) -> bool:
-    return any(node.kind == "read" and node.steps is not None and node.steps[1] is None for node in graph.nodes)
-
-
-def _with_results(graph: Graph) -> Graph:
-    """The same graph that also saves the new tokens of each invoke."""
-    nodes, lines = list(graph.nodes), list(graph.lines)
-    for invoke in range(graph.invokes):
-        nodes.append(Node("result", "", (), (), (), invoke, None))
-        own = (Ref(len(nodes) - 1),)
-        nodes.append(Node("save", f"{RESULT}.{invoke}", own, (("single", True),), (len(nodes) - 1,), ALL_ROWS, None))
-        lines += [None, None]
-    return Graph(tuple(nodes), tuple(lines), graph.constants, graph.invokes, graph.seed)
-
-
-def _stacked(results: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Rows of several invokes under each other; shorter ones are filled at the right with their last column."""
-    width = max(result.shape[1] for result in results)
-    padded = [torch.nn.functional.pad(result, (0, width - result.shape[1]), value=-1) for result in results]
-    return torch.cat(padded)
 
 
 def check_graph(value: Any) -> Graph:
@@ -414,6 +423,14 @@ def check_graph(value: Any) -> Graph:
     return value
 
 
+def open_recorder(what: str, line: Line) -> Recorder:
+    """The innermost open block of this thread, of whichever model. ScopeError: `what` was written outside of one."""
+    opened = _OPEN.get(get_ident())
+    if not opened:
+        raise ScopeError(f"{what} belongs inside a block, `with model.trace(prompt) as t:`\n  at {line}")
+    return opened[-1]
+
+
 def input(name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Value:
     """A tensor that `model.run(graph, prompts, name=tensor)` will be given; inside a block.
 
@@ -421,8 +438,6 @@ def input(name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32) -
         shape: its sizes. dtype: its number format.
     """
     line = caller()
-    recorder = _OPEN.get(get_ident(), [None])[-1]
-    if recorder is None:
-        raise ScopeError(f"gw.input belongs inside a block, `with model.record() as t:`\n  at {line}")
+    recorder = open_recorder("gw.input", line)
     node = Node("input", name, (tuple(shape), dtype_name(dtype)), (), (), ALL_ROWS, None)
     return Value(recorder, recorder.add(node, line), line)

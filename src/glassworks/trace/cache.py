@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from glassworks.errors import UnknownSite
+from glassworks.errors import GraphError, UnknownSite
 from glassworks.graph.nodes import Line
 from glassworks.trace.recorder import Recorder
 from glassworks.trace.value import Value
@@ -20,6 +20,12 @@ class Cache(Mapping[str, Any]):
     """
 
     def __init__(self, recorder: Recorder, sites: str | Sequence[str], *, device: str, dtype: Any, line: Line) -> None:
+        listed = isinstance(sites, Sequence) and all(isinstance(pattern, str) for pattern in sites)
+        if not listed:
+            raise GraphError(
+                f"t.cache takes a pattern of site names, such as 'layers.*.output', or a list of them; got {sites!r}\n"
+                f"  at {line}"
+            )
         patterns = [sites] if isinstance(sites, str) else list(sites)
         table = recorder.table
         self.names: list[str] = []

@@ -6,15 +6,16 @@ be taken off, ragged rows come back as lists, and means count real rows and toke
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from glassworks.errors import GraphError
-from glassworks.graph.backend import Backend, Generation, Inputs, Results, Rows
+from glassworks.graph.backend import Backend, Generation, Inputs, Results, Rows, untaken
 from glassworks.graph.graph import Graph
+from glassworks.graph.logs import LogEntry
 from glassworks.graph.nodes import Node
 from glassworks.graph.sites import SiteTable
 from glassworks.trace.shapes import Shapes
@@ -42,10 +43,14 @@ def axes_of_saves(graph: Graph, table: SiteTable) -> dict[str, tuple[Any, ...]]:
     constants = tuple(TensorConstant(as_tensor(constant)) for constant in graph.constants)
     source = _Source(graph.nodes, graph.lines, constants, table)
     pair = [Shapes(source, partial(_sizes_at, sizes)) for sizes in _SIZES]
-    found = {}
+    found: dict[str, tuple[Any, ...]] = {}
     for n, node in enumerate(graph.nodes):
         if node.kind == "save":
-            first, second = (shapes(n).shape for shapes in pair)
+            try:
+                first, second = (shapes(n).shape for shapes in pair)
+            except GraphError:  # its shape is known only when it runs
+                found[node.target] = ()
+                continue
             sizes = zip(first, second, strict=True)
             found[node.target] = tuple(a if a == b else _LABELS.get((a, b), "?") for a, b in sizes)
     return found
@@ -73,11 +78,24 @@ def run_over(
     for node in graph.nodes:
         if node.kind == "save":
             join = _Join(node.target, chunks, labels[node.target], "source" if table.encoder_decoder else "seq")
-            saves[node.target] = join.all(
+            join_of = join.chosen if node.when else join.all
+            saves[node.target] = join_of(
                 [results.get(node.target) for results in done], dict(node.kwargs).get("reduce")
             )
     alive = tuple(rows_alive for results in done for rows_alive in results.alive)
-    return Results(saves, sum(results.forwards for results in done), alive)
+    missing = untaken(graph, {name: value for name, value in saves.items() if value is not None})
+    return Results(
+        {name: value for name, value in saves.items() if name not in missing},
+        sum(results.forwards for results in done),
+        alive,
+        logs=[entry for k, results in enumerate(done) for entry in _moved(results.logs, k * rows)],
+        untaken=missing,
+    )
+
+
+def _moved(entries: Sequence[LogEntry], by: int) -> list[LogEntry]:
+    """Entries of a later pass, with the numbers of its rows among all prompts."""
+    return [replace(entry, rows=tuple([row + by for row in entry.rows])) for entry in entries]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +114,21 @@ class _Join:
         parts = [part or [] for part in parts]
         return [self.one([part[k] if k < len(part) else None for part in parts], reduce) for k in range(steps)]
 
+    def chosen(self, parts: Sequence[Any], reduce: str | None) -> Any:
+        """The same of a save in a branch, which some passes may not have taken: None for their rows."""
+        if all(part is None for part in parts):
+            return None
+        if "batch" not in self.labels:
+            return self.all([part for part in parts if part is not None], reduce)
+        if reduce is not None or not any(part is None for part in parts) or any(isinstance(p, list) for p in parts):
+            return self.all(parts, reduce)
+        pieces = [piece for part, chunk in zip(parts, self.chunks, strict=True) for piece in self._by_row(part, chunk)]
+        return [None if piece is None else piece.squeeze(self.labels.index("batch")) for piece in pieces]
+
     def one(self, parts: Sequence[Any], reduce: str | None) -> Any:
         """The value of one step; a part that had ended by then is None, and its rows hold zeros."""
+        if all(part is None for part in parts):
+            return None
         if "batch" not in self.labels:
             if len(parts) == 1 and reduce is None:
                 return parts[0]

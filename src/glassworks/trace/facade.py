@@ -10,12 +10,13 @@ from glassworks.graph.backend import Backend, Generation, Inputs, Results, Rows
 from glassworks.graph.graph import Graph
 from glassworks.graph.passes import joined
 from glassworks.graph.sites import SiteTable
-from glassworks.trace.block import Block, check_graph, make_rows
+from glassworks.trace.block import Block, check_graph
 from glassworks.trace.collect import run_over
 from glassworks.trace.live import LiveBlock
 from glassworks.trace.parts import Core, Part, at_path, call_module, child_of
 from glassworks.trace.prompts import Text, prompt_rows, rows_of
 from glassworks.trace.recorder import Recorder, caller
+from glassworks.trace.rows import make_rows
 from glassworks.trace.session import Session
 from glassworks.trace.show import render
 from glassworks.trace.value import Value
@@ -154,7 +155,11 @@ class Model(Part):
         if self._core.table.plain:
             own = prompts if isinstance(prompts, tuple) else (prompts,)
             return self._core.backend.run(self._edited(graph), Inputs((Rows(args=own, kwargs=inputs),), named=named))
-        ids = prompt_rows(prompts, self._core.text, vocab=self._core.table.vocab)
+        table = self._core.table
+        for name in inputs:
+            if (why := table.why_not_argument(name)) is not None:
+                raise InputError(f"{why}; the graph has no input of that name either\n  at {caller()}")
+        ids = prompt_rows(prompts, self._core.text, vocab=table.vocab, positions=table.positions)
         return run_over(
             self._core.backend, self._core.table, self._edited(graph), ids,
             rows=rows, named=named, kwargs=inputs, generation=generation,
@@ -219,7 +224,12 @@ class Model(Part):
 
     def token(self, text: str) -> int:
         """The id of a text that is one token, such as `" Paris"`; refused unless it is."""
-        return self.text.token(text)
+        if not isinstance(text, str):
+            raise InputError(f"model.token takes a text, such as ' Paris'; got {text!r}\n  at {caller()}")
+        try:
+            return self.text.token(text)
+        except InputError as error:
+            raise InputError(f"{error}\n  at {caller()}") from None
 
     # Sites of the whole model.
 

@@ -299,6 +299,10 @@ class Layers:
             return self._parts[index]
         except IndexError:
             raise UnknownSite(f"layer {index} of a model with {len(self._parts)} layers\n  at {caller()}") from None
+        except TypeError:
+            raise UnknownSite(
+                f"layers are numbered, 0 to {len(self._parts) - 1}, and sliced; got {index!r}\n  at {caller()}"
+            ) from None
 
     def __len__(self) -> int:
         return len(self._parts)

@@ -34,10 +34,16 @@ class Text(Protocol):
         """The position of the last token of `text` among `ids`; InputError if absent or off a token boundary."""
 
 
-def prompt_rows(prompt: Any, text: Text | None, *, vocab: int) -> tuple[tuple[int, ...], ...]:
-    """`rows_of`, with every id checked against the size of the vocabulary (0: not known)."""
+def prompt_rows(prompt: Any, text: Text | None, *, vocab: int, positions: int = 0) -> tuple[tuple[int, ...], ...]:
+    """`rows_of`, with every id checked against the size of the vocabulary (0: not known), and the rows' lengths
+    against the model's positions (0: without end)."""
     rows = rows_of(prompt, text)
     for row in rows:
+        if positions and len(row) > positions:
+            raise InputError(
+                f"a prompt of {len(row)} tokens is longer than the {positions} positions of this model: shorten it, or "
+                f"give it in parts"
+            )
         if vocab and not (min(row) >= 0 and max(row) < vocab):
             wrong = next(token for token in row if not 0 <= token < vocab)
             raise InputError(f"token ids of this model are 0 to {vocab - 1}; got {wrong}")

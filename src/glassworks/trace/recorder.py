@@ -106,6 +106,8 @@ class Recorder:
         may_pad: whether an invoke may have rows of several lengths.
         derived: sites that are read and written through others, by name. refused: views that cannot be written, why.
         inputs: gives the rows of the block so far.
+        branches: which branch of a condition is open (see `branches`); None: there was no condition yet.
+        functions: the author's own, which `gw.apply` runs.
         partner: the session that may bring values from its other blocks.
         closed: the block has ended; its Values are results or nothing. sealed: it has ended, and its session has not.
         failure: why there are no results.
@@ -119,10 +121,12 @@ class Recorder:
         "_names",
         "_written",
         "at_end",
+        "branches",
         "closed",
         "constants",
         "derived",
         "failure",
+        "functions",
         "inputs",
         "invoke",
         "invokes",
@@ -149,6 +153,7 @@ class Recorder:
         self.nodes: list[Node] = list(prefix.nodes) if prefix else []
         self.lines: list[Any] = list(prefix.lines) if prefix else []
         self.constants: list[Any] = list(prefix.constants) if prefix else []
+        self.functions: list[Callable[..., Any]] = list(prefix.functions) if prefix else []
         self.invoke = ALL_ROWS
         self.invokes = 0
         self.steps: Steps | None = None
@@ -160,6 +165,7 @@ class Recorder:
         self.saved: list[tuple[Any, Any, str]] = []
         self.at_end: list[Callable[[Recorder], None]] = []
         self.partner: Any = None
+        self.branches: Any = None
         self.shape_of: Callable[[int], Any] | None = None
         self.may_pad: Callable[[int], bool] = never
         self._captured: dict[int, int] = {}
@@ -175,6 +181,8 @@ class Recorder:
         """Append a node; gives its position."""
         if self.closed or self.sealed:
             raise ScopeError(f"the block of this value has ended\n  at {line}")
+        if self.branches is not None:
+            node = self.branches.admitted(node, line)
         self.nodes.append(node)
         self.lines.append(line)
         return len(self.nodes) - 1
@@ -183,7 +191,8 @@ class Recorder:
         """The numbers of a node. GraphError: there are none before the block runs."""
         raise GraphError(
             f"in a block a Value has no numbers yet, and {what} would need them: use gw.cond for a condition in the "
-            f"graph, model.live to run line by line, or save it and look after the block\n  at {caller()}"
+            f"graph, gw.log to see it while it runs, model.live to run line by line, or save it and look after the "
+            f"block\n  at {caller()}"
         )
 
     def later(self, name: str, action: Callable[["Recorder"], None], line: Line) -> None:
@@ -195,23 +204,26 @@ class Recorder:
         for write in self.at_end:
             write(self)
         self.at_end = []
-        return Graph(tuple(self.nodes), tuple(self.lines), tuple(self.constants), self.invokes, self.seed)
+        own = (tuple(self.nodes), tuple(self.lines), tuple(self.constants))
+        return Graph(*own, self.invokes, self.seed, tuple(self.functions))
 
     def close(self) -> None:
         """End the block: let go of nodes and tensors, so that a Value left over pins nothing."""
         self.closed = True
-        self.nodes, self.lines, self.constants = [], [], []
-        self._captured, self._written = {}, {}
+        self.nodes, self.lines, self.constants, self.functions = [], [], [], []
+        self._captured, self._written, self.branches = {}, {}, None
         self.saved, self.shape_of, self.partner, self.may_pad = [], None, None, never
         self.derived, self.refused, self.inputs = {}, {}, _nothing
 
     # Sites.
 
     def read(self, name: str, line: Line) -> int:
-        return self.add(_new(Node, ("read", name, (), (), (), self.invoke, self.steps)), line)
+        return self.add(_new(Node, ("read", name, (), (), (), self.invoke, self.steps, ())), line)
 
     def write(self, name: str, node: int, line: Line, kind: str = "write") -> int:
-        """Record that a site takes the value of a node."""
+        """Record that a site takes the value of a node; in a branch, if the branch is taken."""
+        if self.branches is not None and self.branches.guard:
+            node, kind = self.branches.merged(node, self._current(name, line), line), "write"
         place = self._place(name)
         self._written[place] = self._written.get(place, 0) + 1
         if name in self.derived:
@@ -221,6 +233,13 @@ class Recorder:
     def where(self, node: int) -> str:
         """The line of a node."""
         return str(self.lines[node])
+
+    def _current(self, name: str, line: Line) -> int:
+        """What a site holds at this line, whether or not the open branch is taken."""
+        if name not in self.derived:
+            return self.read(name, line)
+        with self.branches.outside():
+            return self.derived[name].read(line)  # type: ignore[no-any-return]
 
     def version(self, name: str) -> int:
         """How often a site was written in these rows and steps: a handle from before a write is stale."""
@@ -248,7 +267,7 @@ class Recorder:
         if reduce:
             kwargs = (("reduce", reduce), *kwargs)
         n = value._node if value._block is self else value.node_in(self, line)
-        self.add(_new(Node, ("save", name, (_new(Ref, (n,)),), kwargs, (n,), ALL_ROWS, None)), line)
+        self.add(_new(Node, ("save", name, (_new(Ref, (n,)),), kwargs, (n,), ALL_ROWS, None, ())), line)
         self.saved.append((kept, value, name))
 
     def is_name(self, name: str) -> bool:
@@ -264,6 +283,15 @@ class Recorder:
         if type(argument) in (int, float, bool, complex):
             return self.capture(torch.tensor(argument), line)
         raise GraphError(f"expected a Value, a tensor or a number, got {type(value).__name__}\n  at {line}")
+
+    def known(self, node: int) -> Any:
+        """What is known of a node before it runs: `.shape` and `.dtype`; None if nothing is. What is wrong with it is
+        said when it runs, or when somebody asks for its shape."""
+        assert self.shape_of is not None
+        try:
+            return self.shape_of(node)
+        except (GraphError, RuntimeError, TypeError, ValueError, IndexError):
+            return None
 
     # Operations.
 
@@ -337,6 +365,10 @@ class Recorder:
         if kind is tuple or kind is torch.Size:
             return tuple([self.argument(item, deps, line) for item in with_positions(value)])
         if kind is list:
+            if any(type(item) is str for item in value):
+                raise GraphError(
+                    f"a list in a graph holds Values, tensors and numbers, no text; got {value!r}\n  at {line}"
+                )
             return Listed([self.argument(item, deps, line) for item in value])
         if isinstance(value, torch.Tensor):
             node = self.capture(value, line)

@@ -8,6 +8,7 @@ from typing import Any
 
 from glassworks.errors import ScopeError
 from glassworks.graph.backend import Experiment
+from glassworks.graph.flow import effects
 from glassworks.graph.nodes import ALL_ROWS, Line, Node, Ref
 from glassworks.trace.block import Block
 from glassworks.trace.parts import Core
@@ -65,6 +66,11 @@ class Session:
                 f"this Value belongs to a block outside the session\n  value at {value._line}\n  used at  {line}"
             )
         number = self._recorders.index(source)
+        if source.nodes[value._node].when:
+            raise ScopeError(
+                f"this Value belongs to a branch of gw.cond, which may not be taken: use what gw.cond gives\n"
+                f"  value at {value._line}\n  used at  {line}"
+            )
         name = f"session.{number}.{value._node}"
         links = self._pending.setdefault(id(into), {})
         if name in links:
@@ -81,8 +87,7 @@ class Session:
         experiments = []
         for block, recorder, links in zip(self._blocks, self._recorders, self._links, strict=True):
             experiments.append(Experiment(recorder.graph(), block.inputs, block._generation, links))
-        needed = any(graph.saves for graph in (e.graph for e in experiments))
-        if not needed:
+        if not any(True for experiment in experiments for _ in effects(experiment.graph)):
             return
         for block, results in zip(self._blocks, self._core.backend.run_session(experiments), strict=True):
             block.deliver(results)

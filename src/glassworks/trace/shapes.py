@@ -61,7 +61,7 @@ class Shapes:
         waiting = [node]
         while waiting:
             n = waiting[-1]
-            missing = [d for d in self._recorder.nodes[n].deps if d not in known] if n not in known else []
+            missing = [d for d in _needs(self._recorder.nodes[n]) if d not in known] if n not in known else []
             if missing:
                 waiting.extend(missing)
                 continue
@@ -87,8 +87,19 @@ class Shapes:
                 return known[node.deps[0]][node.args[1]]
             case "update":
                 return known[node.deps[0]]
-            case "grad" | "save" | "grad_write" | "backward":
+            case "grad" | "save" | "grad_write" | "backward" | "state":
                 return known[node.deps[0]]
+            case "carry":
+                return known[node.deps[1]]
+            case "carried":
+                return self._state(n, known[node.deps[0]])
+            case "cond":
+                return self._either(n, known[node.deps[1]], known[node.deps[2]], which)
+            case "apply" | "effect":
+                raise GraphError(
+                    f"what gw.apply({node.target}) gives has no shape before it runs; for a tuple of results write "
+                    f"results=, for the shape itself model.live\n  at {recorder.lines[n]}"
+                )
             case "module":
                 return self._module(node.target, known[node.deps[0]])
             case "result":
@@ -105,6 +116,24 @@ class Shapes:
         own = [axis if isinstance(axis, int) else _size(axis, filled) for axis in shape]
         return torch.empty(own, dtype=getattr(torch, site.dtype), device="meta")
 
+    def _state(self, n: int, begins: torch.Tensor) -> torch.Tensor:
+        if begins.ndim == 0:
+            raise GraphError(
+                f"a state that begins as a number takes the shape of what is assigned, which is not known before it "
+                f"runs; begin it as a tensor of its shape\n  at {self._recorder.lines[n]}"
+            )
+        return begins
+
+    def _either(self, n: int, a: torch.Tensor, b: torch.Tensor, which: int) -> torch.Tensor:
+        """What both branches agree on; an axis that differs is unknown."""
+        if a.ndim != b.ndim or a.dtype != b.dtype:
+            raise GraphError(
+                f"the branches of gw.cond give {a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)}, so what it "
+                f"gives is known only when it runs\n  at {self._recorder.lines[n]}"
+            )
+        sizes = [x if x == y else _STAND_INS[which] for x, y in zip(a.shape, b.shape, strict=True)]
+        return torch.empty(sizes, dtype=a.dtype, device="meta")
+
     def _module(self, path: str, given: Any) -> Any:
         table = self._recorder.table
         width = table["logits"].axes[-1] if path == "unembed" else table.widths.get(path, (0, 0))[1]
@@ -118,11 +147,32 @@ class Shapes:
         if operation.data_dependent:
             raise GraphError(f"the shape that {node.target} gives depends on values\n  at {recorder.lines[n]}")
         args, kwargs = arguments(node, known.__getitem__)
+        if node.target in ("getitem", "setitem_"):
+            args = (args[0], _index(args[1]), *args[2:])
         try:
             return binding.bound(node.target)(*args, **kwargs)
         except Exception as error:
             error.add_note(f"  at {recorder.lines[n]}")
             raise
+
+
+def _index(index: Any) -> Any:
+    """An index in which a number that is not known yet is some number."""
+    if isinstance(index, torch.Tensor):
+        return 0 if index.ndim == 0 and index.dtype != torch.bool else index
+    return tuple([_index(item) for item in index]) if type(index) is tuple else index
+
+
+def _needs(node: Node) -> tuple[int, ...]:
+    """The nodes whose shapes the shape of a node follows from."""
+    match node.kind:
+        case "cond":
+            return node.deps[1:3]
+        case "carried":
+            return node.deps[:1]
+        case "apply" | "effect" | "log" | "stop":
+            return ()
+    return node.operands
 
 
 def arguments(node: Any, value_of: Callable[[int], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -37,8 +37,10 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def to_blob(tensor: torch.Tensor) -> Blob:
     """A copy of the values, row-major, as bytes."""
-    plain = tensor.detach().to("cpu").contiguous()
-    data = plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    if flat.numel() == 1:  # one element is contiguous whatever its stride, and a view of its bytes asks for 1
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
     return Blob(dtype_name(tensor.dtype), tuple(tensor.shape), data)
 
 

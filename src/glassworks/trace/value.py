@@ -6,12 +6,13 @@ whatever used or saved it before keeps what it was. After the block a saved Valu
 """
 
 import difflib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from glassworks.errors import GraphError, NotSaved, ScopeError, UnknownOperation, WriteError
+from glassworks.errors import GraphError, NotSaved, NotTaken, ScopeError, UnknownOperation, WriteError
 from glassworks.graph.nodes import ALL_ROWS, Line, Node, Ref, refs_in
 from glassworks.graph.text import argument as spell
 from glassworks.graph.views import is_view
@@ -21,6 +22,7 @@ from glassworks.trace.positions import Positions, with_positions
 from glassworks.trace.recorder import Recorder, caller
 
 _NOTHING = object()
+_APPLY = torch.autograd.Function.apply.__code__
 _ADVICE = {
     "device": "values live where the model is, model.device",
     "cpu": "save it, and move what you get after the block",
@@ -62,6 +64,20 @@ class Value(Operators):
         self._view = node
         self._result: Any = _NOTHING
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """Its class. Torch asks for it where it wants to know whether this is a tensor, and so does a custom
+        `autograd.Function` before it calls `forward` on what is none: there its own backward would be lost in
+        silence, so it is refused."""
+        frame = sys._getframe(1)
+        if frame.f_code is _APPLY and not self._ended():
+            name = frame.f_locals["cls"].__name__
+            raise UnknownOperation(
+                f"{name} is an autograd.Function, whose own backward cannot be recorded: write gw.apply({name}.apply, "
+                f"value), which keeps it whole\n  at {caller()}"
+            )
+        return type(self)
+
     # What a Value is.
 
     def node_in(self, block: Recorder, line: Line) -> int:
@@ -82,6 +98,8 @@ class Value(Operators):
         """The tensor (or the list, with an entry a step) that was saved. NotSaved names the line of the read."""
         if self._result is not _NOTHING:
             return self._result  # type: ignore[no-any-return]
+        if isinstance(self._echo, NotTaken):
+            raise NotTaken(str(self._echo))
         if isinstance(self._echo, str) or self._block.failure is not None:
             raise NotSaved(f"{self._echo or self._block.failure}\n  at {self._line}")
         if self._block.closed:
@@ -111,6 +129,13 @@ class Value(Operators):
     def never_came(self, also: "Value") -> None:
         """There is no result: the steps that this value was saved in were not reached."""
         self._echo = also._echo = "this value has no entry: the steps that it was saved in never came"
+
+    def was_not_taken(self, also: "Value", where: str) -> None:
+        """There is no result: the branch that this value was saved in was not taken."""
+        self._echo = also._echo = NotTaken(
+            "this value was saved in a branch of gw.cond that was not taken: save what gw.cond returns, or look at the "
+            f"predicate first\n  saved at {where}"
+        )
 
     def _twin(self) -> "Value":
         """Another handle on what this one is now, so that a save stays what it was when this one moves on."""
@@ -236,6 +261,8 @@ class Value(Operators):
     def __getitem__(self, index: Any) -> Any:
         if self._result is not _NOTHING or self._block.closed:
             return self.value[_plain(with_positions(index))]
+        if type(index) is str:
+            raise GraphError(f"a Value is indexed as a tensor is, not by a name; got {index!r}\n  at {caller()}")
         return self._call("getitem", (index,))
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -251,6 +278,9 @@ class Value(Operators):
     def in_place(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any], line: Line) -> "Value":
         """An operation in place: on a site's value or a view of one it writes; on any other it moves this handle on."""
         block = self._block
+        if block.branches is not None:
+            for value in self._up():
+                block.branches.remember(value, "_node", "_version", "_echo")
         chain = self._chain(line)
         new = block.call(target, (self, *args), kwargs, line)
         if chain:
@@ -259,12 +289,17 @@ class Value(Operators):
             self._node = new._node
         return self
 
-    def _chain(self, line: Line) -> "list[Value]":
-        """This value, the one that it is a view of, and so on to the site's; each as it is now. Empty: no site's."""
+    def _up(self) -> "list[Value]":
+        """This value, the one that it is a view of, and so on."""
         chain: list[Value] = [self]
         while chain[-1]._parent is not None:
             chain.append(chain[-1]._parent)
-        root, block = chain[-1], self._block
+        return chain
+
+    def _chain(self, line: Line) -> "list[Value]":
+        """This value, the one that it is a view of, and so on to the site's; each as it is now. Empty: no site's."""
+        chain, block = self._up(), self._block
+        root = chain[-1]
         if root._site is None:
             return []
         if block.refused and (reason := next((block.refused[v._view] for v in chain if v._view in block.refused), "")):
@@ -436,7 +471,8 @@ class Value(Operators):
         if self._result is not _NOTHING:
             return repr(self._result)
         if self._block.closed:
-            return f"<Value that was not saved, read at {self._line}>"
+            untaken = isinstance(self._echo, NotTaken)
+            return f"<Value that was not {'taken' if untaken else 'saved'}, read at {self._line}>"
         if self._block.is_live:
             return repr(self.value)
         node = self._block.nodes[self._node]
@@ -444,7 +480,9 @@ class Value(Operators):
         return f"<Value %{self._node}: {what}>"
 
     def __format__(self, spec: str) -> str:
-        return format(self.value, spec) if self._ended() or self._block.is_live else repr(self)
+        if not (spec or self._ended() or self._block.is_live):
+            return repr(self)
+        return format(self._numbers(f"the format {spec!r}"), spec)
 
 
 def _itself(value: Any) -> Any:
