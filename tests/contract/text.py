@@ -8,10 +8,9 @@ from transformers import PreTrainedTokenizerFast
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz", *"CELPRT", "Ġ", ",", ".", ":"]
 MERGES = [
-    ("Ġ", "P"), ("a", "r"), ("i", "s"), ("ĠP", "ar"), ("ĠPar", "is"),
-    ("Ġ", "R"), ("o", "m"), ("ĠR", "om"), ("ĠRom", "e"),
-    ("Ġ", "i"), ("Ġi", "n"), ("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("Ġ", "o"), ("Ġo", "f"), ("Ġi", "s"),
-    ("Ġ", "c"), ("i", "t"), ("it", "y"), ("Ġc", "ity"),
+    ("Ġ", "i"), ("Ġi", "n"), ("Ġi", "s"), ("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("Ġ", "o"), ("Ġo", "f"),
+    ("Ġ", "P"), ("a", "r"), ("i", "s"), ("ĠP", "ar"), ("ĠPar", "is"), ("Ġ", "R"), ("o", "m"), ("ĠR", "om"),
+    ("ĠRom", "e"), ("Ġ", "c"), ("i", "t"), ("it", "y"), ("Ġc", "ity"),
 ]  # fmt: skip
 CHAT = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
 
