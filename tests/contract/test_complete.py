@@ -21,7 +21,7 @@ def sentences() -> dict[str, str]:
 SENTENCES = sentences()
 
 
-def tests() -> list[tuple[str, ast.FunctionDef, tuple[str, ...]]]:
+def declared() -> list[tuple[str, ast.FunctionDef, tuple[str, ...]]]:
     """Each test of this folder, and the numbers of its mark."""
     found = []
     for path in sorted(HERE.glob("test_*.py")):
@@ -41,7 +41,7 @@ def _numbers(node: ast.FunctionDef) -> tuple[str, ...]:
     )
 
 
-TESTS = tests()
+TESTS = declared()
 
 
 def test_the_list_is_in_order() -> None:
