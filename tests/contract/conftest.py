@@ -112,3 +112,9 @@ def connection(request: pytest.FixtureRequest, services: Services, monkeypatch: 
 
     monkeypatch.setattr(type(own), "request", request_)
     return model, sent
+
+
+@pytest.fixture(scope="session", params=grid(DECODERS, ("remote", "http")))
+def apart(request: pytest.FixtureRequest, services: Services) -> Place:
+    """A model behind a service."""
+    return place_of(*request.param, services)

@@ -140,7 +140,12 @@ class Oracle:
                     self.attentions[cross] = f"{prefix}layers.{n}.cross_attn"
 
     def forward(self, prompt: Sequence[int], changes: Mapping[str, Change] | None = None, **kwargs: Any) -> "Found":
-        """One forward over one row of ids. Gradients flow if they are enabled."""
+        """One forward over one row of ids."""
+        with torch.no_grad():
+            return self.differentiable(prompt, changes, **kwargs)
+
+    def differentiable(self, prompt: Sequence[int], changes: Mapping[str, Change] | None = None, **kwargs: Any) -> "Found":
+        """The same with what autograd needs: gradients flow through all places."""
         ids = torch.tensor([list(prompt)])
         if self.family == "t5":
             kwargs.setdefault("decoder_input_ids", torch.tensor([[0]]))

@@ -15,7 +15,7 @@ TARGET = 17
 
 def gradients(case: Place, names: list[str], prompt: list[int] = PROMPT, **arguments: Any) -> list[torch.Tensor]:
     """Of the target's logit with respect to places, by autograd."""
-    found = case.oracle.forward(prompt, **arguments)
+    found = case.oracle.differentiable(prompt, **arguments)
     loss = found.logits[0, -1, TARGET]
     return list(torch.autograd.grad(loss, [found[name] for name in names]))
 
@@ -64,7 +64,7 @@ def test_gradients_of_a_source(encdec: Place) -> None:
 @pytest.mark.sentence("gradients.1")
 def test_writing(case: Place) -> None:
     """assigning it writes, the gradient of the last backward above;"""
-    found = case.oracle.forward(PROMPT)
+    found = case.oracle.differentiable(PROMPT)
     found["layers.1.output"].register_hook(lambda gradient: gradient * 2 + 1)
     [expected] = torch.autograd.grad(found.logits[0, -1, TARGET], [found["layers.0.output"]])
     with case.block(PROMPT) as t:
@@ -96,7 +96,7 @@ def test_augmented_writing(place: Place) -> None:
 def test_two_backwards(place: Place) -> None:
     """`value.grad` reads, and assigning it writes, the gradient of the last backward above; `b.grad(value)` that of
     this one."""
-    found = place.oracle.forward(PROMPT)
+    found = place.oracle.differentiable(PROMPT)
     hidden = found["layers.1.output"]
     [first] = torch.autograd.grad(found.logits[0, -1, TARGET], [hidden], retain_graph=True)
     [second] = torch.autograd.grad(found.logits[0, 1].norm(), [hidden])
@@ -196,7 +196,7 @@ def test_after_a_write(place: Place) -> None:
         tensor[:, 1] = leaf
         return tensor
 
-    found = place.oracle.forward(PROMPT, {"layers.1.output": change})
+    found = place.oracle.differentiable(PROMPT, {"layers.1.output": change})
     earlier, later, own = torch.autograd.grad(
         found.logits[0, -1, TARGET], [found["layers.0.output"], found["layers.1.output"], leaf]
     )
@@ -264,7 +264,7 @@ def test_captured_leaves(case: Place) -> None:
     """`t.backward` adds to the `.grad` of every captured tensor that requires it,"""
     leaf = torch.linspace(-1, 1, 32).requires_grad_()
     frozen = torch.ones(32)
-    found = case.oracle.forward(PROMPT, {"layers.1.output": lambda tensor, _: tensor + leaf * 2})
+    found = case.oracle.differentiable(PROMPT, {"layers.1.output": lambda tensor, _: tensor + leaf * 2})
     [expected] = torch.autograd.grad(found.logits[0, -1, TARGET], [leaf])
     for times in (1, 2):
         with case.block(PROMPT) as t:
@@ -289,7 +289,7 @@ def test_through_the_graph_of_the_user(case: Place) -> None:
         make = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 32))
     code = torch.linspace(0, 1, 4, requires_grad=True)
     own = [code, *make.parameters()]
-    found = case.oracle.forward(PROMPT, {"layers.1.output": lambda tensor, _: tensor + make(code)})
+    found = case.oracle.differentiable(PROMPT, {"layers.1.output": lambda tensor, _: tensor + make(code)})
     expected = torch.autograd.grad(found.logits[0, -1, TARGET], own)
     vector = make(code)
     with case.block(PROMPT) as t:
@@ -307,7 +307,7 @@ def test_modules_of_the_user_have_gradients(case: Place) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         probe = torch.nn.Linear(32, 2)
-    hidden = case.oracle.forward(PROMPT)["layers.1.output"].detach()
+    hidden = case.oracle.differentiable(PROMPT)["layers.1.output"].detach()
     expected = torch.autograd.grad(
         torch.nn.functional.cross_entropy(probe(hidden[0]), torch.tensor([0, 1, 0, 1, 1])), list(probe.parameters())
     )
@@ -326,8 +326,8 @@ def test_a_gradient_across_passes(place: Place) -> None:
 
     The value of one invoke is written earlier in another, which takes a second pass; the loss is in the second.
     """
-    source = place.oracle.forward(OTHER)
-    found = place.oracle.forward(PROMPT, {"layers.0.output": lambda h, _: h + source["layers.2.output"][:, -1:]})
+    source = place.oracle.differentiable(OTHER)
+    found = place.oracle.differentiable(PROMPT, {"layers.0.output": lambda h, _: h + source["layers.2.output"][:, -1:]})
     [expected] = torch.autograd.grad(found.logits[0, -1, TARGET], [source["layers.1.output"]])
     model = place.model
     try:
@@ -349,8 +349,8 @@ def test_a_gradient_across_passes(place: Place) -> None:
 def test_leaves_across_passes(place: Place) -> None:
     """A gradient across passes is right or refused."""
     leaf = torch.zeros(32, requires_grad=True)
-    source = place.oracle.forward(OTHER, {"layers.0.output": lambda h, _: h + leaf})
-    found = place.oracle.forward(PROMPT, {"layers.0.output": lambda h, _: h + source["layers.2.output"][:, -1:]})
+    source = place.oracle.differentiable(OTHER, {"layers.0.output": lambda h, _: h + leaf})
+    found = place.oracle.differentiable(PROMPT, {"layers.0.output": lambda h, _: h + source["layers.2.output"][:, -1:]})
     [expected] = torch.autograd.grad(found.logits[0, -1, TARGET], [leaf])
     model = place.model
     try:
@@ -376,12 +376,12 @@ def test_gradients_between_invokes(place: Place, rows: int | None) -> None:
 
     Within one pass, a gradient flows from one invoke's rows to another's.
     """
-    source = place.oracle.forward(OTHER)
+    source = place.oracle.differentiable(OTHER)
 
     def change(tensor: torch.Tensor, _: int) -> torch.Tensor:
         return torch.cat([source["layers.1.output"][:, -1:], tensor[:, 1:]], 1)
 
-    found = place.oracle.forward(PROMPT, {"layers.1.output": change})
+    found = place.oracle.differentiable(PROMPT, {"layers.1.output": change})
     [expected] = torch.autograd.grad(found.logits[0, -1, TARGET], [source["layers.0.output"]])
     model = place.model
     try:
