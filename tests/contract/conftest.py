@@ -98,7 +98,9 @@ def local(request: pytest.FixtureRequest, services: Services) -> Place:
 
 
 @pytest.fixture(params=["remote", pytest.param("http", marks=pytest.mark.slow)])
-def connection(request: pytest.FixtureRequest, services: Services, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[bytes]]:
+def connection(
+    request: pytest.FixtureRequest, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, list[bytes]]:
     """A model, and the bodies that were sent to it."""
     model = place_of("llama", request.param, services).model
     own = model.backend.transport

@@ -46,7 +46,8 @@ SPELLINGS: dict[str, dict[str, Spelling]] = {
     "t5": {
         "encoder.": Spelling("encoder.block", *_ENCODER, "encoder.embed_tokens", "encoder.final_layer_norm"),
         "decoder.": Spelling(
-            "decoder.block", *_DECODER, "decoder.embed_tokens", "decoder.final_layer_norm", cross="layer.1.EncDecAttention"
+            "decoder.block", *_DECODER, "decoder.embed_tokens", "decoder.final_layer_norm",
+            cross="layer.1.EncDecAttention",
         ),
     },
 }  # fmt: skip
@@ -144,7 +145,9 @@ class Oracle:
         with torch.no_grad():
             return self.differentiable(prompt, changes, **kwargs)
 
-    def differentiable(self, prompt: Sequence[int], changes: Mapping[str, Change] | None = None, **kwargs: Any) -> "Found":
+    def differentiable(
+        self, prompt: Sequence[int], changes: Mapping[str, Change] | None = None, **kwargs: Any
+    ) -> "Found":
         """The same with what autograd needs: gradients flow through all places."""
         ids = torch.tensor([list(prompt)])
         if self.family == "t5":

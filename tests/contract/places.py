@@ -93,6 +93,11 @@ def names(error: Any, line: str) -> bool:
     return re.search(rf"{re.escape(Path(line).name)}\b", told(error.value)) is not None
 
 
+def refused(error: Exception, pattern: str) -> None:
+    """That an error gives a reason."""
+    assert re.search(pattern, str(error)), f"expected {pattern!r} in: {error}"
+
+
 @cache
 def wrapped(family: str) -> tuple[Any, Any]:
     """The module and its model; made once."""

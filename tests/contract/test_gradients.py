@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import glassworks as gw
-from contract.places import OTHER, PROMPT, SOURCE, START, Place, close
+from contract.places import OTHER, PROMPT, SOURCE, START, Place, close, refused
 
 SEQ = len(PROMPT)
 TARGET = 17
@@ -302,8 +302,8 @@ def test_through_the_graph_of_the_user(case: Place) -> None:
 
 @pytest.mark.sentence("gradients.6")
 def test_modules_of_the_user_have_gradients(case: Place) -> None:
-    """`t.backward` adds to the `.grad` of every captured tensor that requires it, through the user's own autograd graph,
-    locally and remotely:"""
+    """`t.backward` adds to the `.grad` of every captured tensor that requires it, through the user's own autograd
+    graph, locally and remotely:"""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         probe = torch.nn.Linear(32, 2)
@@ -340,7 +340,7 @@ def test_a_gradient_across_passes(place: Place) -> None:
                 t.backward(model.logits[0, -1, TARGET])
                 saved = early.grad.save()
     except gw.GraphError as error:
-        assert "pass" in str(error)
+        refused(error, "pass")
     else:
         close(saved.value, expected)
 
@@ -362,8 +362,7 @@ def test_leaves_across_passes(place: Place) -> None:
                 model.layers[0].output += vector
                 t.backward(model.logits[0, -1, TARGET])
     except gw.GraphError as error:
-        assert "pass" in str(error)
-        assert leaf.grad is None
+        refused(error, "pass")
     else:
         assert leaf.grad is not None
         close(leaf.grad, expected)
@@ -394,8 +393,7 @@ def test_gradients_between_invokes(place: Place, rows: int | None) -> None:
                 t.backward(model.logits[0, -1, TARGET])
                 saved = early.grad.save()
     except gw.GraphError as error:
-        assert rows == 1
-        assert "pass" in str(error)
+        refused(error, "pass" if rows == 1 else "never")
     else:
         close(saved.value, expected)
 

@@ -172,7 +172,7 @@ def test_a_call_is_written(kind: str) -> None:
 def test_which_call(kind: str) -> None:
     """without `call` it is an error that says how often."""
     case = placed(twice(), kind)
-    with pytest.raises(gw.UnknownSite, match="2|twice|two") as caught, case.block(INPUT):
+    with pytest.raises(gw.UnknownSite, match=r"2|twice|two") as caught, case.block(INPUT):
         case.model.shared.output.save()
     assert "call(" in str(caught.value)
     assert __file__ in str(caught.value)

@@ -151,17 +151,16 @@ def test_between_invokes(inside: Place) -> None:
         tensor[:, 1] = source
         return tensor
 
-    with inside.counted(path) as ran:
-        with model.trace() as t:
-            with t.invoke(PROMPT):
-                model.layers[1].output[:, 1] = 0
-                patched = model.logits.save()
-            with t.invoke(OTHER):
-                vector = model.layers[1].output[:, -1]
-                own = model.logits.save()
-            with t.invoke(PROMPT):
-                model.layers[1].output[:, 1] = vector
-                patched = model.logits.save()
+    with inside.counted(path) as ran, model.trace() as t:
+        with t.invoke(PROMPT):
+            model.layers[1].output[:, 1] = 0
+            patched = model.logits.save()
+        with t.invoke(OTHER):
+            vector = model.layers[1].output[:, -1]
+            own = model.logits.save()
+        with t.invoke(PROMPT):
+            model.layers[1].output[:, 1] = vector
+            patched = model.logits.save()
     assert len(ran) == 1
     close(patched.value, inside.oracle.forward(PROMPT, {"layers.1.output": change}).logits)
     close(own.value, inside.oracle.forward(OTHER).logits)
@@ -302,9 +301,8 @@ def test_which_find(place: Place) -> None:
 @pytest.mark.parametrize("text", [" Par", "aris", " cit"])
 def test_find_inside_a_token(place: Place, text: str) -> None:
     """off a token boundary it is refused),"""
-    with place.model.trace(CITY) as t:
-        with pytest.raises(gw.InputError, match="token") as caught:
-            t.find(text)
+    with place.model.trace(CITY) as t, pytest.raises(gw.InputError, match="token") as caught:
+        t.find(text)
     assert __file__ in str(caught.value)
 
 

@@ -66,9 +66,8 @@ def test_prompts_of_a_run(place: Place) -> None:
         for n, prompt in enumerate(PROMPTS):
             expected = place.oracle.forward(prompt, {"layers.0.output": change})["layers.1.output"]
             close(results["h"][n], expected[0, -1])
-    with place.model.record() as t:
-        with pytest.raises(gw.GlassworksError), t.invoke(PROMPT):
-            pass
+    with place.model.record() as t, pytest.raises(gw.GlassworksError), t.invoke(PROMPT):
+        pass
 
 
 @pytest.mark.sentence("runs.3")
@@ -258,8 +257,8 @@ def test_streaming_shows_progress(place: Place, tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.sentence("runs.10")
 def test_edits(place: Place) -> None:
-    """`with model.edit() as edited:` a model that always runs a graph; the sites in the block are `edited`'s; nests; the
-    original is untouched."""
+    """`with model.edit() as edited:` a model that always runs a graph; the sites in the block are `edited`'s; nests;
+    the original is untouched."""
     with place.model.edit() as first:
         first.layers[1].output += 1
     with first.edit() as second:

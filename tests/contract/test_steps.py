@@ -395,7 +395,7 @@ def test_results(place: Place) -> None:
     with place.model.generate(max_new_tokens=4) as t:
         with t.invoke(PROMPT) as a:
             inside = t.result
-            assert tuple(inside.shape)[0] == 1
+            assert inside.shape[0] == 1
             one = inside.save()
         with t.invoke(OTHER) as b:
             two = t.result.save()
@@ -440,10 +440,10 @@ def test_only_reading(place: Place) -> None:
 @pytest.mark.sentence("steps.19")
 def test_beams(place: Place) -> None:
     """Writes under beam search are refused."""
-    with pytest.raises(gw.GlassworksError, match="beam"):
-        with place.model.generate(PROMPT, max_new_tokens=3, num_beams=2) as t, t.steps[:]:
-            place.model.layers[1].output *= 2
-            place.model.logits.save()
+    refuses = pytest.raises(gw.GlassworksError, match="beam")
+    with refuses, place.model.generate(PROMPT, max_new_tokens=3, num_beams=2) as t, t.steps[:]:
+        place.model.layers[1].output *= 2
+        place.model.logits.save()
 
 
 @pytest.mark.sentence("steps.19")

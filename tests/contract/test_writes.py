@@ -326,13 +326,12 @@ def test_skip_spares_the_work(inside: Place) -> None:
         model.logits.save()
     assert ran == [paths[0], paths[2]]
     clean = inside.oracle.forward(PROMPT)
-    with inside.counted(*paths) as ran:
-        with model.trace() as t:
-            with t.invoke(PROMPT):
-                model.layers[1].skip(model.layers[1].input)
-                skipped = model.logits.save()
-            with t.invoke(OTHER):
-                other = model.logits.save()
+    with inside.counted(*paths) as ran, model.trace() as t:
+        with t.invoke(PROMPT):
+            model.layers[1].skip(model.layers[1].input)
+            skipped = model.logits.save()
+        with t.invoke(OTHER):
+            other = model.logits.save()
     assert ran == paths
     close(skipped.value, inside.oracle.forward(PROMPT, {SITE: lambda *_: clean["layers.0.output"]}).logits)
     close(other.value, inside.oracle.forward(OTHER).logits)
@@ -455,14 +454,13 @@ def test_a_value_before_it_can_exist(place: Place) -> None:
     """A value used before it can exist is an error that names both lines, raised when the block ends, before anything
     runs."""
     ended = False
-    with pytest.raises(gw.OrderError) as caught:
-        with place.model.trace(PROMPT):
-            first = here(+1)
-            late = place.model.layers[2].output
-            second = here(+1)
-            place.model.layers[0].output = late * 2
-            place.model.logits.save()
-            ended = True
+    with pytest.raises(gw.OrderError) as caught, place.model.trace(PROMPT):
+        first = here(+1)
+        late = place.model.layers[2].output
+        second = here(+1)
+        place.model.layers[0].output = late * 2
+        place.model.logits.save()
+        ended = True
     assert ended
     assert names(caught, first)
     assert names(caught, second)
@@ -471,11 +469,10 @@ def test_a_value_before_it_can_exist(place: Place) -> None:
 @pytest.mark.sentence("writes.14")
 def test_nothing_ran(inside: Place) -> None:
     """raised when the block ends, before anything runs."""
-    with inside.counted("", inside_embed(inside)) as ran:
-        with pytest.raises(gw.OrderError), inside.model.trace(PROMPT):
-            inside.model.embed.output.save()
-            inside.model.layers[0].output = inside.model.layers[2].output
-            inside.model.logits.save()
+    with inside.counted("", inside_embed(inside)) as ran, pytest.raises(gw.OrderError), inside.model.trace(PROMPT):
+        inside.model.embed.output.save()
+        inside.model.layers[0].output = inside.model.layers[2].output
+        inside.model.logits.save()
     assert ran == []
 
 
@@ -601,9 +598,9 @@ def test_reading_the_result(inside: Place) -> None:
 def test_only_the_steps_that_saves_need(inside: Place) -> None:
     """otherwise only the steps that saves need."""
     embed = inside_embed(inside)
-    with inside.counted(embed, "lm_head") as ran:
-        with inside.model.generate(PROMPT, max_new_tokens=5) as t, t.steps[0:2]:
-            inside.model.layers[0].output.save()
+    counted = inside.counted(embed, "lm_head")
+    with counted as ran, inside.model.generate(PROMPT, max_new_tokens=5) as t, t.steps[0:2]:
+        inside.model.layers[0].output.save()
     assert ran.count(embed) == 2
     assert ran.count("lm_head") == 1
     assert torch.equal(torch.as_tensor(t.result), inside.oracle.generate(PROMPT, 5).returned)
