@@ -44,6 +44,16 @@ class Place:
         """Whether the user's code and the model are in one process, without a codec between them."""
         return self.kind in ("local", "live")
 
+    @property
+    def stack(self) -> str:
+        """Where the module keeps its layers."""
+        return "transformer.h" if self.family == "gpt2" else "model.layers"
+
+    @property
+    def embed(self) -> str:
+        """The module that runs once each step."""
+        return "transformer.wte" if self.family == "gpt2" else "model.embed_tokens"
+
     def block(self, *prompt: Any, **arguments: Any) -> Any:
         """A block over one forward: a trace, or the same line by line."""
         return (self.model.live if self.live else self.model.trace)(*prompt, **arguments)
@@ -86,6 +96,11 @@ def write(model: Any, name: str, value: Any) -> None:
 def close(got: Any, expected: torch.Tensor, *, tolerance: float = 1e-5) -> None:
     """Equal to a tensor, to the tolerance of the laws."""
     torch.testing.assert_close(torch.as_tensor(got), expected.detach(), atol=tolerance, rtol=tolerance)
+
+
+def same(got: Any, expected: torch.Tensor) -> None:
+    """The same whole numbers."""
+    assert torch.as_tensor(got).tolist() == expected.tolist()
 
 
 def names(error: Any, line: str) -> bool:

@@ -220,7 +220,7 @@ def test_after_a_write(place: Place) -> None:
 @pytest.mark.sentence("gradients.4")
 def test_without_gradients(inside: Place) -> None:
     """Everything no gradient needs runs under `no_grad`;"""
-    path = "transformer.h" if inside.family == "gpt2" else "model.layers"
+    path = inside.stack
     enabled: dict[int, bool] = {}
     handles = [
         inside.bare.get_submodule(f"{path}.{n}.mlp").register_forward_hook(
