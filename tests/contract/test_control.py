@@ -134,7 +134,7 @@ def test_a_condition_in_generation(place: Place) -> None:
         return tensor * 2 if tensor[:, -1].sum() >= bound - 1e-3 else tensor - 1
 
     expected = place.oracle.generate(PROMPT, 4, {"layers.1.output": change})
-    with place.model.generate(PROMPT, max_new_tokens=4) as t, t.steps[0:4]:
+    with place.model.generate(PROMPT, max_new_tokens=4, eos_token_id=None) as t, t.steps[0:4]:
         hidden = place.model.layers[1].output
         place.model.layers[1].output = gw.cond(hidden[:, -1].sum() >= bound - 1e-3, hidden * 2, hidden - 1)
         logits = place.model.logits.save()

@@ -43,17 +43,17 @@ def test_state_of_rows(place: Place) -> None:
     """carried from step to step, for each row."""
     model = place.model
 
-    def sums(prompts: Any) -> Any:
+    def sums(prompts: list[list[int]]) -> Any:
         with model.generate(prompts, max_new_tokens=3) as t:
-            state = t.state(torch.zeros(32))
+            state = t.state(torch.zeros(len(prompts), 32))
             with t.steps[0:3]:
                 state.value = state.value + model.layers[1].output[:, -1]
                 saved = state.value.save()
         return saved
 
-    both, first, second = sums([PROMPT, OTHER]), sums(PROMPT), sums(OTHER)
+    both, first, second = sums([PROMPT, OTHER]), sums([PROMPT]), sums([OTHER])
     for k in range(3):
-        close(both[k], torch.cat([first[k].expand(1, 32), second[k].expand(1, 32)]))
+        close(both[k], torch.cat([first[k], second[k]]))
 
 
 def ending(place: Place, prompt: list[int], at: int) -> int:
@@ -192,3 +192,24 @@ def test_beams_without_writes(place: Place) -> None:
     with place.model.generate(PROMPT, max_new_tokens=3, num_beams=2, eos_token_id=None) as t:
         pass
     same(t.result, expected[:, SEQ:])
+
+
+@pytest.mark.sentence("steps.12")
+def test_state_of_invokes(place: Place) -> None:
+    """carried from step to step, for each row.
+
+    A state is counted up in one invoke and read in it alone.
+    """
+    model = place.model
+    with model.generate(max_new_tokens=3) as t:
+        with t.invoke(PROMPT):
+            state = t.state(0.0)
+            with t.steps[0:3]:
+                state.value = state.value + model.logits[:, -1].max()
+                counted = state.value.save()
+        with t.invoke(OTHER), t.steps[0:3]:
+            other = model.logits.save()
+    tops = [logits[0, -1].max() for logits in place.oracle.generate(PROMPT, 3).visits["logits"]]
+    for k in range(3):
+        close(torch.as_tensor(counted[k]).squeeze(), sum(tops[: k + 1]), tolerance=1e-4)
+        close(other[k], place.oracle.generate(OTHER, 3).visits["logits"][k])

@@ -1,5 +1,6 @@
 """Which of several lines counts, skipped work, and what is run at all."""
 
+import re
 from typing import Any
 
 import pytest
@@ -66,7 +67,8 @@ def test_skip_in_generation(place: Place) -> None:
 @pytest.mark.sentence("writes.9")
 def test_inside_a_skipped_layer(case: Place) -> None:
     """its inner sites can't be read."""
-    with pytest.raises(gw.GlassworksError, match="skip") as caught, case.block(PROMPT):
+    reason = "passed|left" if case.live else "skip"
+    with pytest.raises(gw.GlassworksError, match=reason) as caught, case.block(PROMPT):
         first = here(+1)
         case.model.layers[1].skip(case.model.layers[1].input)
         second = here(+1)
@@ -219,7 +221,8 @@ def test_logs_are_always_needed(place: Place, capsys: pytest.CaptureFixture[str]
         gw.log("mean", place.model.layers[1].output.mean())
     printed = capsys.readouterr()
     assert "mean" in printed.out + printed.err
-    assert f"{float(expected):.3f}"[:5] in printed.out + printed.err
+    numbers = re.findall(r"-?\d+\.\d+(?:e-?\d+)?", printed.out + printed.err)
+    assert any(abs(float(number) - float(expected)) < 1e-3 for number in numbers), printed
 
 
 @pytest.mark.sentence("writes.22")
