@@ -179,9 +179,8 @@ def test_gradients_of_a_router(moe: Place) -> None:
         value = moe.model.layers[1].mlp.router.output
         t.backward(moe.model.logits[0, -1, TARGET])
         saved = value.grad.save()
-    if expected.abs().max() == 0:
-        pytest.skip("nothing flows there in transformers' own model")
     close(saved.value, expected)
+    assert saved.value.abs().max() > 0
 
 
 @pytest.mark.sentence("gradients.1")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import glassworks as gw
-from contract.places import OTHER, PROMPT, SOURCE, START, Place, close, names, placed, refused
+from contract.places import OTHER, PROMPT, SOURCE, START, Place, close, names, place_of, placed, refused
 from contract.text import tokenizer
 from lines import here
 
@@ -113,16 +113,15 @@ def test_the_state_of_torch(live: Place) -> None:
 
 
 @pytest.mark.sentence("control.4")
-def test_a_live_encoder_decoder(encdec_case: Place) -> None:
+def test_a_live_encoder_decoder(services: Any) -> None:
     """the same language with Values that hold their tensors"""
-    if not encdec_case.live:
-        pytest.skip("other tests trace it")
-    found = encdec_case.oracle.forward(SOURCE, decoder_input_ids=START)
-    with encdec_case.model.live(SOURCE, decoder_input_ids=START):
-        source = encdec_case.model.encoder.layers[2].output.save()
-        hidden = encdec_case.model.decoder.layers[1].output
+    case = place_of("t5", "live", services)
+    found = case.oracle.forward(SOURCE, decoder_input_ids=START)
+    with case.model.live(SOURCE, decoder_input_ids=START):
+        source = case.model.encoder.layers[2].output.save()
+        hidden = case.model.decoder.layers[1].output
         number = float(hidden.sum())
-        logits = encdec_case.model.logits.save()
+        logits = case.model.logits.save()
     close(source.value, found["encoder.layers.2.output"])
     close(torch.tensor(number), found["decoder.layers.1.output"].sum(), tolerance=1e-3)
     close(logits.value, found.logits)
