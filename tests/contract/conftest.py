@@ -33,6 +33,22 @@ def place(request: pytest.FixtureRequest, services: Services) -> Place:
     return place_of(*request.param, services)
 
 
+FEWER = [
+    *grid(("gpt2", "llama"), KINDS),
+    *(
+        pytest.param((family, kind), id=f"{family}-{kind}", marks=[pytest.mark.slow])
+        for family in ("qwen3", "mixtral")
+        for kind in KINDS
+    ),
+]
+
+
+@pytest.fixture(scope="session", params=FEWER)
+def trained(request: pytest.FixtureRequest, services: Services) -> Place:
+    """As `place`; of two families, the rest with the slow tests."""
+    return place_of(*request.param, services)
+
+
 @pytest.fixture(scope="session", params=grid(DECODERS, (*KINDS, "live")))
 def case(request: pytest.FixtureRequest, services: Services) -> Place:
     return place_of(*request.param, services)

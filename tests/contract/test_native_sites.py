@@ -1,5 +1,6 @@
 """Sites by the model's own module paths, repeated calls, and operations inside a module's forward."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -178,32 +179,36 @@ def test_which_call(kind: str) -> None:
     assert __file__ in str(caught.value)
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama", "qwen3", "mixtral"])
-def eager(request: pytest.FixtureRequest) -> Any:
-    """A model whose own attention calls softmax."""
-    bare = build(request.param)
+@cache
+def eager(family: str, remote: bool) -> tuple[Any, Any]:
+    """A model whose own attention calls softmax; the remote one was never run locally."""
+    bare = build(family)
     bare.set_attn_implementation("eager")
-    return request.param, bare
+    return bare, placed(bare, "remote" if remote else "local", name=family).model
+
+
+@pytest.fixture(params=["gpt2", "llama", "qwen3", "mixtral"])
+def attends(request: pytest.FixtureRequest, kind: str) -> Place:
+    bare, model = eager(request.param, kind == "remote")
+    return Place(request.param, kind, model, bare)
 
 
 @pytest.mark.sentence("sites.25")
-def test_an_operation(eager: Any, kind: str) -> None:
+def test_an_operation(attends: Place) -> None:
     """`node.op("softmax", k=0).output`: the k-th call of an operation inside that module's forward;"""
-    family, bare = eager
-    case = Place(family, kind, placed(bare, kind, name=family).model, bare)
-    path = attention_path(case)
-    with case.block(PROMPT):
-        probs = case.model[path].op("softmax", k=0).output.save()
-    close(probs.value, case.oracle.forward(PROMPT)["layers.1.attn.probs"])
-    with case.block(PROMPT):
-        case.model[path].op("softmax", k=0).output[:, 2] = 0.0
-        logits = case.model.logits.save()
+    path = attention_path(attends)
+    with attends.block(PROMPT):
+        probs = attends.model[path].op("softmax", k=0).output.save()
+    close(probs.value, attends.oracle.forward(PROMPT)["layers.1.attn.probs"])
+    with attends.block(PROMPT):
+        attends.model[path].op("softmax", k=0).output[:, 2] = 0.0
+        logits = attends.model.logits.save()
 
     def change(tensor: torch.Tensor, _: int) -> torch.Tensor:
         tensor[:, 2] = 0.0
         return tensor
 
-    close(logits.value, case.oracle.forward(PROMPT, {"layers.1.attn.probs": change}).logits)
+    close(logits.value, attends.oracle.forward(PROMPT, {"layers.1.attn.probs": change}).logits)
 
 
 @pytest.mark.sentence("sites.25")
@@ -233,11 +238,9 @@ def test_operations_of_children_are_the_children_s(case: Place) -> None:
 
 
 @pytest.mark.sentence("sites.26")
-def test_operations_are_listed(eager: Any, blocks: str) -> None:
+def test_operations_are_listed(attends: Place) -> None:
     """`print(node.ops())` lists them."""
-    family, bare = eager
-    case = Place(family, blocks, placed(bare, blocks, name=family).model, bare)
-    listed = str(case.model[attention_path(case)].ops())
+    listed = str(attends.model[attention_path(attends)].ops())
     assert "softmax" in listed
     assert "matmul" in listed
     assert "silu" not in listed

@@ -244,9 +244,9 @@ def plain() -> Callable[[str, str], Losses]:
 
 @pytest.mark.sentence("gradients.6", "gradients.7")
 @pytest.mark.parametrize("name", list(LOOPS))
-def test_training(place: Place, name: str, plain: Any) -> None:
+def test_training(trained: Place, name: str, plain: Any) -> None:
     """probes, DAS rotations, LoRAs and steering vectors train in a plain loop."""
-    agree(LOOPS[name][0](place.model, place.family), plain(name, place.family))
+    agree(LOOPS[name][0](trained.model, trained.family), plain(name, trained.family))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from functools import cache
 from typing import Any
 
 import pytest
@@ -14,10 +15,14 @@ from contract.places import PROMPT, Place, close, placed
 EIFFEL = "The Eiffel Tower is in the city of"
 
 
+@cache
+def load_toy() -> Any:
+    return gw.load("toy")
+
+
 @pytest.fixture(scope="module", params=["local", "remote"])
 def toy(request: pytest.FixtureRequest) -> Any:
-    model = gw.load("toy")
-    return gw.connect(model) if request.param == "remote" else model
+    return gw.connect(load_toy()) if request.param == "remote" else load_toy()
 
 
 @pytest.mark.sentence("examples.1", "examples.4", "examples.5")
