@@ -160,9 +160,13 @@ class Block:
                 kept.deliver([], value)
             else:
                 kept.never_came(value)
-        for number, gradient in results.gradients.items():
-            tensor = as_tensor(self.graph.constants[number])
-            torch.autograd.backward([tensor], [gradient.to(tensor.device)])
+        # All in one pass: captured tensors may share what they were computed from, which a pass frees.
+        leaves = [as_tensor(self.graph.constants[number]) for number in results.gradients]
+        if leaves:
+            gradients = [
+                gradient.to(leaf.device) for leaf, gradient in zip(leaves, results.gradients.values(), strict=True)
+            ]
+            torch.autograd.backward(leaves, gradients)
         self.forwards = results.forwards
         self._results = results
 

@@ -1,0 +1,138 @@
+"""`place` goes over the families and the ways to run them; `case` adds line-by-line execution; `encdec` is T5.
+
+Services over HTTP are slow to start, so those are for `make test-all`.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from contract.places import DECODERS, Place, Services, place_of
+
+KINDS = ("local", "remote", "http")
+
+
+def grid(families: Sequence[str], kinds: Sequence[str]) -> list[object]:
+    return [
+        pytest.param((family, kind), id=f"{family}-{kind}", marks=[pytest.mark.slow] if kind == "http" else [])
+        for family in families
+        for kind in kinds
+    ]
+
+
+@pytest.fixture(scope="session")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    found = Services(lambda family: tmp_path_factory.mktemp(family))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session", params=grid(DECODERS, KINDS))
+def place(request: pytest.FixtureRequest, services: Services) -> Place:
+    return place_of(*request.param, services)
+
+
+FEWER = [
+    *grid(("gpt2", "llama"), KINDS),
+    *(
+        pytest.param((family, kind), id=f"{family}-{kind}", marks=[pytest.mark.slow])
+        for family in ("qwen3", "mixtral")
+        for kind in KINDS
+    ),
+]
+
+
+@pytest.fixture(scope="session", params=FEWER)
+def trained(request: pytest.FixtureRequest, services: Services) -> Place:
+    """As `place`; of two families, the rest with the slow tests."""
+    return place_of(*request.param, services)
+
+
+@pytest.fixture(scope="session", params=grid(DECODERS, (*KINDS, "live")))
+def case(request: pytest.FixtureRequest, services: Services) -> Place:
+    return place_of(*request.param, services)
+
+
+@pytest.fixture(scope="session", params=grid(DECODERS, ("local", "remote")))
+def inside(request: pytest.FixtureRequest, services: Services) -> Place:
+    """Where the model is in this process, so that what runs can be counted."""
+    return place_of(*request.param, services)
+
+
+@pytest.fixture(scope="session", params=grid(DECODERS, ("live",)))
+def live(request: pytest.FixtureRequest, services: Services) -> Place:
+    return place_of(*request.param, services)
+
+
+@pytest.fixture(scope="session", params=grid(("t5",), KINDS))
+def encdec(request: pytest.FixtureRequest, services: Services) -> Place:
+    return place_of(*request.param, services)
+
+
+@pytest.fixture(scope="session", params=grid(("t5",), (*KINDS, "live")))
+def encdec_case(request: pytest.FixtureRequest, services: Services) -> Place:
+    return place_of(*request.param, services)
+
+
+@pytest.fixture(scope="session", params=grid(("gpt2", "llama", "qwen3"), (*KINDS, "live")))
+def dense(request: pytest.FixtureRequest, services: Services) -> Place:
+    """Families whose MLP is one MLP."""
+    return place_of(*request.param, services)
+
+
+@pytest.fixture(scope="session", params=grid(("mixtral",), (*KINDS, "live")))
+def moe(request: pytest.FixtureRequest, services: Services) -> Place:
+    return place_of(*request.param, services)
+
+
+@pytest.fixture(scope="session", params=grid(("bloom",), ("local", "remote", "live")))
+def bloom(request: pytest.FixtureRequest, services: Services) -> Place:
+    return place_of(*request.param, services)
+
+
+@pytest.fixture(scope="session", params=grid(("llama", "qwen3", "mixtral"), (*KINDS, "live")))
+def rotary(request: pytest.FixtureRequest, services: Services) -> Place:
+    return place_of(*request.param, services)
+
+
+@pytest.fixture(params=["local", "remote", "live"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """The ways to run a model of the test's own."""
+    return request.param
+
+
+@pytest.fixture(params=["local", "remote"])
+def blocks(request: pytest.FixtureRequest) -> str:
+    """The same, without line-by-line execution."""
+    return request.param
+
+
+@pytest.fixture(scope="session", params=grid(DECODERS, ("local",)))
+def local(request: pytest.FixtureRequest, services: Services) -> Place:
+    return place_of(*request.param, services)
+
+
+@pytest.fixture(params=["remote", pytest.param("http", marks=pytest.mark.slow)])
+def connection(
+    request: pytest.FixtureRequest, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, list[bytes]]:
+    """A model, and the bodies that were sent to it."""
+    model = place_of("llama", request.param, services).model
+    own = model.backend.transport
+    sent: list[bytes] = []
+    real = type(own).request
+
+    def request_(self: Any, method: str, path: str, body: bytes | None = None) -> Any:
+        if self is own:  # in one process the web side speaks to the worker in the same way
+            sent.append(body or b"")
+        return real(self, method, path, body)
+
+    monkeypatch.setattr(type(own), "request", request_)
+    return model, sent
+
+
+@pytest.fixture(scope="session", params=grid(DECODERS, ("remote", "http")))
+def apart(request: pytest.FixtureRequest, services: Services) -> Place:
+    """A model behind a service."""
+    return place_of(*request.param, services)
