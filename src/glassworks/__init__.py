@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from glassworks.trace.branches import cond
     from glassworks.trace.effects import apply, log
     from glassworks.trace.facade import Model
-    from glassworks.trace.value import Value, values
+    from glassworks.trace.structured import values
+    from glassworks.trace.value import Value
 
 __version__ = "0.1.0"
 
@@ -56,7 +57,7 @@ _HOMES = {
     "load": "glassworks.loading",
     "log": "glassworks.trace.effects",
     "operations": "glassworks.graph.operations",
-    "values": "glassworks.trace.value",
+    "values": "glassworks.trace.structured",
     "wrap": "glassworks.loading",
 }
 

@@ -15,6 +15,7 @@ from typing import Any
 from glassworks.errors import GraphError, InputError, OrderError, ScopeError
 from glassworks.graph.backend import Inputs
 from glassworks.graph.flow import EFFECTS, SITES, WRITES, Flow, spell_steps
+from glassworks.graph.followed import followed, following
 from glassworks.graph.graph import Graph
 from glassworks.graph.nodes import ALL_ROWS, Steps
 from glassworks.graph.releases import releases
@@ -38,6 +39,7 @@ class Forward:
         spared: paths of modules that need not run, because every row skips them.
         last_step: the last generation step that is needed; None: as long as rows live.
         has_backward: whether derivatives are taken.
+        follows_from: the event from which the pass builds what derivatives need, its own or those of a later one.
     """
 
     number: int
@@ -46,6 +48,7 @@ class Forward:
     spared: frozenset[str]
     last_step: int | None
     has_backward: bool
+    follows_from: int | None = None
     notes: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -244,9 +247,11 @@ class _Placer:
         inner = sorted(needed.difference(prelude))
         groups = self._groups(inner, row_counts, rows)
         crossing = self._crossing(inner)
-        forwards = tuple(self._forward(number, invokes, inner, groups, crossing) for number, invokes in groups)
         gradients = [n for n in needed if self.nodes[n].kind in ("grad", "grad_write")]
         bases = frozenset(base_of(self.nodes, self.nodes[n].deps[0]) for n in gradients)
+        reached = followed(self.flow, ordered, bases, pass_of=self.pass_of, event_of=self.event_of)
+        forwards = tuple(self._forward(number, invokes, inner, groups, crossing) for number, invokes in groups)
+        forwards = following(forwards, reached, held=self._held())
         return Plan(
             prelude=prelude,
             forwards=forwards,
@@ -256,6 +261,10 @@ class _Placer:
             crossing=crossing,
             bases=bases,
         )
+
+    def _held(self) -> frozenset[int]:
+        """Events of tensors that the model holds, and that are written in place."""
+        return frozenset(site.order for site in self.site.values() if site.inplace)
 
     def _crossing(self, inner: list[int]) -> frozenset[int]:
         """Values of steps that a later pass needs, or may need: writes and stops are performed in later passes too."""

@@ -44,8 +44,8 @@ class EagerRuntime:
         """One forward pass; see `base`."""
         if cache is not None:
             inputs = {**inputs, "use_cache": True, **cache}
-        if any(i.forward.has_backward for i in interpreters):
-            with torch.enable_grad():
+        if any(i.forward.follows_from is not None for i in interpreters):
+            with torch.no_grad():  # until the event from which gradients are followed
                 returned = self._watched(args, inputs, interpreters)
         else:
             returned = self._watched(args, inputs, interpreters)

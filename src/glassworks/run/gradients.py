@@ -29,6 +29,12 @@ def as_base(leaf: Leaf, invoke: int) -> torch.Tensor:
     return base
 
 
+def as_leaf(value: torch.Tensor) -> torch.Tensor:
+    """A computed value at which gradients can be taken; one that depends on nothing that is followed becomes a leaf."""
+    followed = value.requires_grad or not value.is_floating_point()
+    return value if followed else value.detach().requires_grad_()
+
+
 def _held(leaf: Leaf, invoke: int, value: torch.Tensor) -> torch.Tensor:
     """The same of a tensor that the model holds: a base is copied into it, and has its gradient."""
     base = value.detach().clone().requires_grad_()

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from glassworks.errors import WriteError
 from glassworks.graph.nodes import ALL_ROWS, Dtype, Ref, replace_refs
 from glassworks.graph.operations import OPERATIONS
 from glassworks.graph.place import Forward
@@ -59,6 +60,7 @@ class Interpreter:
         self.step = 0
         self.states: dict[tuple[int, int], Any] = {}
         self.closing: tuple[int, ...] = ()
+        self._follows = forward.follows_from
         notes = forward.notes
         if "actions" not in notes:
             notes["actions"] = dict(forward.actions)
@@ -114,6 +116,8 @@ class Interpreter:
 
     def at(self, event: int, raw: Any) -> Any:
         """Run the nodes of an event on what passes there; gives what the model goes on with."""
+        if event == self._follows:
+            torch.set_grad_enabled(True)
         quick = self._quick.get(event)
         return self._edit(event, raw) if quick is None else self._look(quick, raw)
 
@@ -218,7 +222,7 @@ class Interpreter:
     def _gives(self, n: int) -> int:
         """The memory that a save of a whole site gives away uncopied, by its number; -1: it copies."""
         node = self.frame.nodes[n]
-        if node.kind != "save" or self.frame.plan.steps[n] is not None or self.forward.has_backward:
+        if node.kind != "save" or self.frame.plan.steps[n] is not None or self.forward.follows_from is not None:
             return -1
         read = self.frame.nodes[node.deps[0]]
         return self.table.sites[read.target].storage if read.kind == "read" else -1
@@ -315,6 +319,8 @@ class Interpreter:
                 effects.say(self, n)
             case "apply" | "effect":
                 frame.values[n] = effects.applied(self, n)
+        if self._follows is not None and n in frame.plan.bases:
+            frame.values[n] = gradients.as_leaf(frame.values[n])
         if n in frame.plan.crossing:
             frame.history.setdefault(n, {})[self.step] = frame.values[n]
 
@@ -410,9 +416,9 @@ def _updated(base: torch.Tensor, views: Sequence[Any], value: torch.Tensor) -> t
         part = binding.bound(name)(part, *args, **dict(kwargs))
         part = part[which[0]] if which else part
         if part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
-            raise ValueError(
-                f"writing through {name} is not possible here: it gives a copy, not a view. Write the whole site "
-                "instead: site[:] = value"
+            raise WriteError(
+                f"{name} gives a copy of this tensor, not a view, so a write to it would not reach the site: write to "
+                f"the site itself, `part.output[...] = value`, or through views only (index, transpose, unflatten)"
             )
     part.copy_(value)
     return whole

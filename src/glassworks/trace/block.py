@@ -58,8 +58,10 @@ class Block:
         generation: Generation | None = None,
         seed: int = 0,
         finish: Callable[["Block"], None] | None = None,
+        has_edits: bool = True,
     ) -> None:
         self._core = core
+        self._has_edits = has_edits
         self._rows = list(rows)
         self._at_most = at_most
         self._generation = generation
@@ -80,7 +82,7 @@ class Block:
         table = core.table
         if table.plain and self._rows and self._finish is None:
             table = core.backend.sites(Inputs(tuple(self._rows)))
-        recorder = self._kind(table, Value, core.prefix)
+        recorder = self._kind(table, Value, core.prefix if self._has_edits else None)
         recorder.seed = self._seed
         recorder.invokes = len(self._rows)
         recorder.invoke = 0 if self._rows else ALL_ROWS

@@ -116,8 +116,11 @@ class Model(Part):
         return Block(self._core, rows=own, at_most=rows, generation=generation, seed=seed)
 
     def record(self) -> Block:
-        """A block that is written down and does not run: `t.graph`, for `model.run`, to store or to send."""
-        return Block(self._core, rows=[Rows(ids=())], finish=lambda block: None)
+        """A block that is written down and does not run: `t.graph`, for `model.run`, to store or to send.
+
+        The edits of an edited model are not in it: they belong to the model that runs it.
+        """
+        return Block(self._core, rows=[Rows(ids=())], finish=lambda block: None, has_edits=False)
 
     def session(self) -> Session:
         """Several blocks as one job: values flow between them; nothing runs until it ends."""

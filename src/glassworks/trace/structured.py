@@ -10,7 +10,7 @@ from glassworks.errors import GraphError, UnknownSite
 from glassworks.graph.nodes import Line
 from glassworks.graph.sites import SiteTable
 from glassworks.trace.recorder import Recorder, caller
-from glassworks.trace.value import Value
+from glassworks.trace.value import Value, plain_of
 
 
 def write_site(recorder: Recorder, name: str, value: Any, line: Line) -> None:
@@ -119,3 +119,15 @@ def _shape_of(structure: Any) -> str:
     if kind in ("tuple", "list"):
         return f"a {kind} of {len(inner)}"
     return f"a mapping with {', '.join(inner)}" if kind == "dict" else "one tensor"
+
+
+def values(tree: Any) -> Any:
+    """The tensors of saved Values in any nesting of lists, tuples and mappings; what a module returned is a dict."""
+    if isinstance(tree, Structure):
+        return {key: values(item) for key, item in tree.__dict__.items()}
+    if type(tree) is dict:
+        return {key: values(item) for key, item in tree.items()}
+    if isinstance(tree, tuple | list):
+        items = [values(item) for item in tree]
+        return items if isinstance(tree, list) else type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+    return plain_of(tree)

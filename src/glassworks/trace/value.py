@@ -214,23 +214,23 @@ class Value(Operators):
         kwargs = kwargs or {}
         value = _first_open((args, tuple(kwargs.values())))
         if value is None:
-            return func(*_plain(args), **_plain(kwargs))
+            return func(*plain_of(args), **plain_of(kwargs))
         return value._block.function(func, args, kwargs)
 
     def _perform(self, name: str, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._result is not _NOTHING:
-            return getattr(self._result, name)(*_plain(args), **_plain(kwargs))
+            return getattr(self._result, name)(*plain_of(args), **plain_of(kwargs))
         return self._call(target, args, kwargs)
 
     def _perform_in_place(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._block.closed:
-            return getattr(self.value, target)(*_plain(args), **_plain(kwargs))
+            return getattr(self.value, target)(*plain_of(args), **plain_of(kwargs))
         return self.in_place(target, args, kwargs, caller())
 
     def _call(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         block = self._recording(args)
         if block is None:
-            return binding.bound(target)(self.value, *_plain(args), **_plain(kwargs or {}))
+            return binding.bound(target)(self.value, *plain_of(args), **plain_of(kwargs or {}))
         found = block.call(target, (self, *args), kwargs or {}, caller())
         if type(found) is Value:
             found._join(self)
@@ -260,14 +260,14 @@ class Value(Operators):
 
     def __getitem__(self, index: Any) -> Any:
         if self._result is not _NOTHING or self._block.closed:
-            return self.value[_plain(with_positions(index))]
+            return self.value[plain_of(with_positions(index))]
         if type(index) is str:
             raise GraphError(f"a Value is indexed as a tensor is, not by a name; got {index!r}\n  at {caller()}")
         return self._call("getitem", (index,))
 
     def __setitem__(self, index: Any, value: Any) -> None:
         if self._block.closed:
-            self.value[_plain(with_positions(index))] = _plain(value)
+            self.value[plain_of(with_positions(index))] = plain_of(value)
             return
         if type(value) is Value and value._parent is self and value._echo is not None:
             own = self._block.argument(with_positions(index), [], caller())
@@ -368,7 +368,7 @@ class Value(Operators):
     @grad.setter
     def grad(self, new: Any) -> None:
         if self._block.closed:
-            self.value.grad = _plain(new)
+            self.value.grad = plain_of(new)
             return
         line = caller()
         if (self._parent._site if self._parent is not None else self._site) in self._block.derived:
@@ -512,21 +512,16 @@ def _first_open(tree: Any) -> Value | None:
     return None
 
 
-def _plain(tree: Any) -> Any:
+def plain_of(tree: Any) -> Any:
     """The same with saved Values replaced by their tensors."""
     if type(tree) is Value:
         return tree.value
     if type(tree) is Positions:
         return tree.__index__()
     if type(tree) in (tuple, list):
-        return type(tree)(_plain(item) for item in tree)
+        return type(tree)(plain_of(item) for item in tree)
     if type(tree) is dict:
-        return {key: _plain(item) for key, item in tree.items()}
+        return {key: plain_of(item) for key, item in tree.items()}
     if type(tree) is slice:
-        return slice(_plain(tree.start), _plain(tree.stop), _plain(tree.step))
+        return slice(plain_of(tree.start), plain_of(tree.stop), plain_of(tree.step))
     return tree
-
-
-def values(tree: Any) -> Any:
-    """The tensors of saved Values in any nesting of lists, tuples and dicts."""
-    return _plain(tree)
