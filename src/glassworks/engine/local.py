@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from glassworks.engine.batch import padded, placed
+from glassworks.engine.beams import refuse_sites, search
 from glassworks.engine.live import LiveRun, plan_of_edits, read_to_the_end
 from glassworks.engine.loop import Generated, generate
 from glassworks.engine.sampling import Sampler
@@ -193,11 +194,20 @@ class ExperimentRun:
             device=batch.ids.device,
         )
         interpreter = self._interpreter(forward, {}, batch.numbers)
-        found = generate(
-            self.backend.runtime, batch, interpreter, sampler, max_new_tokens=generation.max_new_tokens,
-            seed=self.frame.graph.seed, encoder_decoder=self.table.encoder_decoder,
-            last_token_only=self._last_token_only(forward), positions=self.table.positions,
-        )  # fmt: skip
+        count, seed = generation.max_new_tokens, self.frame.graph.seed
+        if generation.options.get("num_beams", 1) != 1:
+            refuse_sites(self.frame.graph, forward, self.table)
+            options = {k: v for k, v in generation.options.items() if k not in ("eos_token_id", "pad_token_id")}
+            found = search(
+                self.backend.runtime.module, batch, options, max_new_tokens=count, seed=seed, eos=sampler.eos,
+                pad=sampler.pad,
+            )  # fmt: skip
+        else:
+            found = generate(
+                self.backend.runtime, batch, interpreter, sampler, max_new_tokens=count, seed=seed,
+                encoder_decoder=self.table.encoder_decoder, last_token_only=self._last_token_only(forward),
+                positions=self.table.positions,
+            )  # fmt: skip
         self.forwards += found.steps
         self._keep(batch, found)
         interpreter.finish({invoke: self._own(batch, invoke, found.tokens) for invoke in (*forward.invokes, ALL_ROWS)})
@@ -206,8 +216,8 @@ class ExperimentRun:
         """Whether the prompt's logits before the last are of no interest."""
         if "logits_to_keep" not in self.backend._takes:
             return False
-        logits = self.table.sites["logits"].order
-        return not any(logits - 2 <= event < len(self.table.events) for event, _ in forward.actions)
+        ends = [self.table.sites[name].order for name in ("lm_head.input", "logits") if name in self.table.sites]
+        return not any(min(ends) <= event < len(self.table.events) for event, _ in forward.actions)
 
     def _own(self, batch: Any, invoke: int, tokens: torch.Tensor) -> torch.Tensor:
         if invoke == ALL_ROWS:

@@ -35,14 +35,15 @@ class Sampler:
     """Chooses tokens by the model's generation settings, with a request's own options on top.
 
     Raises:
-        InputError: an option that is not one of these, or beam search.
+        InputError: an option that is not one of these.
     """
 
     def __init__(
         self, defaults: Mapping[str, Any], options: Mapping[str, Any], *, prompt_length: int, device: Any
     ) -> None:
-        if options.get("num_beams", 1) != 1:
-            raise InputError("num_beams: beam search is not decoded here; greedy and sampling are")
+        beams = options.get("num_beams", 1)
+        if type(beams) is not int or beams < 1:
+            raise InputError(f"num_beams must be an int of at least 1, got {beams!r}")
         known = _OWN | set(_WARPERS) | set(_PROCESSORS) | {"num_beams"}
         if unknown := sorted(set(options) - known):
             raise InputError(f"unknown generation options: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
