@@ -16,7 +16,7 @@ from glassworks.run.eager import EagerRuntime
 from glassworks.run.live import LiveInterpreter
 from glassworks.run.rows import Leaf
 from glassworks.trace import binding
-from laws import checks, control
+from laws import checks, conditions, control
 from laws.runtimes import Runtime, lived, local
 
 Patch = pytest.MonkeyPatch
@@ -225,10 +225,10 @@ BROKEN: list[tuple[Callable[[Patch], None], Callable[[Runtime], Any]]] = [
     (show_padding, checks.several_prompts_in_one_invoke),
     (attend_to_padding, checks.several_prompts_in_one_invoke),
     (ignore_saves_order, checks.steps_read_and_write),
-    (ignore_guards, control.each_branch),
-    (ignore_guards, control.a_branch_that_is_not_taken_costs_and_raises_nothing),
-    (decide_otherwise, control.each_branch),
-    (decide_otherwise, control.a_condition_is_asked_at_each_step),
+    (ignore_guards, conditions.each_branch),
+    (ignore_guards, conditions.a_branch_that_is_not_taken_costs_and_raises_nothing),
+    (decide_otherwise, conditions.each_branch),
+    (decide_otherwise, conditions.a_condition_is_asked_at_each_step),
     (carry_a_step_late, control.a_state_goes_from_step_to_step),
     (share_a_state, control.a_state_in_company),
     (never_carry, control.a_state_goes_from_step_to_step),

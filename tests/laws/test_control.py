@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from laws import control
+from laws import conditions, control
 from laws.runtimes import Runtime
 
 FEW = settings(
@@ -19,7 +19,7 @@ MANY = settings(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("law", control.WRITTEN, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("law", [*conditions.WRITTEN, *control.WRITTEN], ids=lambda law: law.__name__)
 def test_law(runtime: Runtime, law: Any) -> None:
     law(runtime)
 
@@ -31,7 +31,7 @@ def test_gradients_flow_through_the_branch_taken(differentiable: Runtime) -> Non
 @FEW
 @given(data=st.data())
 def test_a_condition_is_an_if(runtime: Runtime, data: Any) -> None:
-    control.a_condition_is_an_if(runtime, data.draw(control.lines(2)))
+    conditions.a_condition_is_an_if(runtime, data.draw(conditions.lines(2)))
 
 
 @FEW
@@ -44,7 +44,7 @@ def test_a_state_is_a_variable(runtime: Runtime, data: Any) -> None:
 @MANY
 @given(data=st.data())
 def test_many_conditions_are_ifs(runtime: Runtime, data: Any) -> None:
-    control.a_condition_is_an_if(runtime, data.draw(control.lines(3)))
+    conditions.a_condition_is_an_if(runtime, data.draw(conditions.lines(3)))
 
 
 @pytest.mark.slow

@@ -14,6 +14,8 @@ from glassworks.graph.sites import Site, SiteTable
 
 SITES = ("read", "write", "skip")
 WRITES = ("write", "skip")
+REPEATED = (*WRITES, "stop")
+"""What takes part in all later passes of its rows."""
 EFFECTS = ("save", "log", "effect")
 _EVERY_STEP: Steps = (0, None)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from glassworks.errors import GraphError, InputError, OrderError, ScopeError
 from glassworks.graph.backend import Inputs
-from glassworks.graph.flow import EFFECTS, SITES, WRITES, Flow, spell_steps
+from glassworks.graph.flow import EFFECTS, REPEATED, SITES, WRITES, Flow, spell_steps
 from glassworks.graph.followed import followed, following
 from glassworks.graph.graph import Graph
 from glassworks.graph.nodes import ALL_ROWS, Steps
@@ -271,14 +271,10 @@ class _Placer:
         last = max((self.pass_of[n] for n in inner), default=0)
         found: set[int] = set()
         for n in inner:
-            user = last if self._is_repeated(n) else self.pass_of[n]
+            user = last if self.nodes[n].kind in REPEATED else self.pass_of[n]
             own = (d for d in self.nodes[n].deps if self.steps[d] is not None and self.event_of[d] != BEFORE)
             found.update(d for d in own if self.pass_of[d] < user)
         return frozenset(found)
-
-    def _is_repeated(self, n: int) -> bool:
-        """Whether a node takes part in all later passes of its rows."""
-        return self.nodes[n].kind in WRITES or self.nodes[n].kind == "stop"
 
     def _participants(self, inner: list[int]) -> dict[int, set[int]]:
         everyone = set(range(self.graph.invokes))
@@ -353,8 +349,8 @@ class _Placer:
 
     def _runs_in(self, n: int, number: int, invokes: tuple[int, ...], homes: dict[int, int]) -> bool:
         node = self.nodes[n]
-        if node.invoke != ALL_ROWS and (n in self.of_rows or node.kind == "carry" or self._is_repeated(n)):
-            reached = number >= self.pass_of[n] if self._is_repeated(n) else number == self.pass_of[n]
+        if node.invoke != ALL_ROWS and (n in self.of_rows or node.kind in ("carry", *REPEATED)):
+            reached = number >= self.pass_of[n] if node.kind in REPEATED else number == self.pass_of[n]
             return reached and node.invoke in invokes
         if self.everywhere[n] and node.kind not in EFFECTS:
             return number >= self.pass_of[n]
