@@ -1,6 +1,5 @@
 """Every permitted operation, in every spelling, does in a trace what torch does: same bits, shapes and memory."""
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 import glassworks as gw
 from glassworks.graph.operations import OPERATIONS, SEVERAL
 from glassworks.trace import binding
+from laws.calls import arguments, leaves, perform, tensors_in, write, written
 from laws.runtimes import eager
 from operands import IN_PLACE, ONLY_IN_PLACE, OPERANDS, Call, Draw
 
@@ -25,7 +25,6 @@ NOT_TO_THE_BIT = {"linalg.lstsq"}
 
 DETERMINISTIC = sorted(name for name, own in OPERATIONS.items() if not own.random and name not in ONLY_IN_PLACE)
 INPLACE = sorted(name for name, own in OPERATIONS.items() if own.inplace)
-BY_ATTRIBUTE = {"mT", "mH", "real", "imag"}
 
 
 class Keep(torch.nn.Module):
@@ -36,35 +35,6 @@ class Keep(torch.nn.Module):
 
 
 NET = gw.wrap(Keep())
-
-
-def arguments(name: str, draw: Draw, *, in_place: bool = False) -> Call:
-    return (IN_PLACE.get(name) or OPERANDS[name] if in_place else OPERANDS[name])(draw)
-
-
-def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
-    if isinstance(tree, torch.Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from tensors_in(item)
-    elif isinstance(tree, dict):
-        yield from tensors_in(list(tree.values()))
-
-
-def put(tree: Any, values: dict[int, Any]) -> Any:
-    """The tree with tensors replaced by what `values` has for them."""
-    if isinstance(tree, torch.Tensor):
-        return values.get(id(tree), tree)
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(put(item, values) for item in tree)
-    return {key: put(item, values) for key, item in tree.items()} if isinstance(tree, dict) else tree
-
-
-def leaves(result: Any) -> list[Any]:
-    if isinstance(result, (tuple, list)):
-        return [leaf for item in result for leaf in leaves(item)]
-    return [result]
 
 
 def same(found: Any, expected: torch.Tensor) -> None:
@@ -78,24 +48,6 @@ def same(found: Any, expected: torch.Tensor) -> None:
         found, expected = found.nan_to_num(nan=0.0), expected.nan_to_num(nan=0.0)
         assert torch.equal(found.signbit(), expected.signbit())
     assert torch.equal(found, expected)
-
-
-def perform(spelling: str, function: Callable[..., Any], call: Call, values: dict[int, Any]) -> Any:
-    """The call as a person writes it: a method on its first argument, or a function."""
-    args, kwargs = put(call.args, values), put(call.kwargs, values)
-    if spelling == "attribute":
-        return getattr(args[0], function.__name__)
-    if spelling.startswith("Tensor."):
-        return getattr(args[0], spelling.removeprefix("Tensor."))(*args[1:], **kwargs)
-    return function(*args, **kwargs)
-
-
-def written(name: str) -> dict[str, Callable[..., Any]]:
-    """The ways to write an operation."""
-    found = dict(binding.spellings(name))
-    if name in BY_ATTRIBUTE:
-        found["attribute"] = getattr(torch.Tensor, name)
-    return found
 
 
 def sites_and_captures(call: Call, draw: Draw) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -346,17 +298,6 @@ def in_place_as_in_torch(name: str, seed: int) -> None:
         again = NET.backend.run(decoded, t.inputs)
         same(again["1"], expected)
         same(again["5"][1], expected)
-
-
-def write(spelling: str, function: Callable[..., Any], call: Call, target: Any) -> None:
-    args = (target, *call.args[1:])
-    own = spelling.rpartition(".")[2]
-    if own == "__setitem__":
-        target[call.args[1]] = call.args[2]
-    elif spelling.startswith("Tensor."):
-        getattr(target, own)(*args[1:], **call.kwargs)
-    else:
-        function(*args, **call.kwargs)
 
 
 def test_every_in_place_method_of_torch_is_known_or_left_out_on_purpose():
