@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from glassworks.trace.branches import cond
     from glassworks.trace.effects import apply, log
     from glassworks.trace.facade import Model
+    from glassworks.trace.stored import results
     from glassworks.trace.value import Value, values
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ _HOMES = {
     "load": "glassworks.loading",
     "log": "glassworks.trace.effects",
     "operations": "glassworks.graph.operations",
+    "results": "glassworks.trace.stored",
     "values": "glassworks.trace.value",
     "wrap": "glassworks.loading",
 }
@@ -64,7 +66,7 @@ __all__ = [
     "GlassworksError", "Graph", "GraphError", "InputError", "LimitExceeded", "Model", "ModelError", "NotSaved",
     "NotTaken", "OrderError",
     "RemoteError", "ScopeError", "Unauthorized", "UnknownOperation", "UnknownSite", "Value", "WireError", "WriteError",
-    "apply", "cond", "connect", "input", "load", "log", "operations", "values", "wrap",
+    "apply", "cond", "connect", "input", "load", "log", "operations", "results", "values", "wrap",
 ]  # fmt: skip
 
 

@@ -107,6 +107,7 @@ class Recorder:
         "shape_of",
         "single",
         "steps",
+        "structure_of",
         "table",
     )  # fmt: skip
 
@@ -130,6 +131,7 @@ class Recorder:
         self.partner: Any = None
         self.branches: Any = None
         self.shape_of: Any = None
+        self.structure_of: Any = None
         self.may_pad: Callable[[int], bool] = never
         self._captured: dict[int, int] = {}
         self._names: set[str] = set()
@@ -175,7 +177,7 @@ class Recorder:
         self.closed = True
         self.nodes, self.lines, self.constants, self.functions = [], [], [], []
         self._captured, self._written, self.branches = {}, {}, None
-        self.saved, self.shape_of, self.partner, self.may_pad = [], None, None, never
+        self.saved, self.shape_of, self.structure_of, self.partner, self.may_pad = [], None, None, None, never
         self.derived, self.refused, self.inputs = {}, {}, _nothing
 
     # Sites.
@@ -288,7 +290,7 @@ class Recorder:
 
     def _several(self, n: int, line: Line) -> Any:
         """The results of a call that may have several, in the structure that torch gives them."""
-        meta = self.shape_of.structure(n)
+        meta = self.structure_of(n)
         if not isinstance(meta, tuple | list):
             return self.make(self, n, line)
         own = [Node("item", "", (Ref(n), k), (), (n,), ALL_ROWS, None) for k in range(len(meta))]
