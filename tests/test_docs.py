@@ -14,11 +14,26 @@ def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
 
 
-def test_the_page_of_the_commands_is_what_help_says():
+def write_docs():
     spec = importlib.util.spec_from_file_location("write_docs", ROOT / "tools" / "write_docs.py")
-    write_docs = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(write_docs)
-    assert write_docs.FILE.read_text() == write_docs.cli(), "run `make docs`"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", ["cli.md", "operations.md"])
+def test_a_generated_page_is_what_its_source_says(page):
+    tool = write_docs()
+    assert (tool.DOCS / page).read_text() == tool.PAGES[page](), "run `make docs`"
+
+
+def test_the_page_of_operations_has_every_one_and_every_class():
+    from glassworks.graph.operations import OPERATIONS
+
+    tool = write_docs()
+    page = tool.operations()
+    assert {operation.cost for operation in OPERATIONS.values()} == set(tool.CLASSES)
+    assert all(f"\n| {name} |" in page for name in OPERATIONS)
 
 
 def test_the_code_of_the_readme_runs_and_prints_what_it_says(tmp_path, monkeypatch, capsys):

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from glassworks.trace.branches import cond
     from glassworks.trace.effects import apply, log
     from glassworks.trace.facade import Model
+    from glassworks.trace.stored import results
     from glassworks.trace.structured import values
     from glassworks.trace.value import Value
 
@@ -57,6 +58,7 @@ _HOMES = {
     "load": "glassworks.loading",
     "log": "glassworks.trace.effects",
     "operations": "glassworks.graph.operations",
+    "results": "glassworks.trace.stored",
     "values": "glassworks.trace.structured",
     "wrap": "glassworks.loading",
 }
@@ -65,7 +67,7 @@ __all__ = [
     "GlassworksError", "Graph", "GraphError", "InputError", "LimitExceeded", "Model", "ModelError", "NotSaved",
     "NotTaken", "OrderError",
     "RemoteError", "ScopeError", "Unauthorized", "UnknownOperation", "UnknownSite", "Value", "WireError", "WriteError",
-    "apply", "cond", "connect", "input", "load", "log", "operations", "values", "wrap",
+    "apply", "cond", "connect", "input", "load", "log", "operations", "results", "values", "wrap",
 ]  # fmt: skip
 
 

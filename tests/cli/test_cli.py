@@ -25,6 +25,7 @@ COMMANDS = {
         "--api-key",
         "--prompts",
         "--out",
+        "--to",
         "--rows",
         "--max-new-tokens",
         "--decode",
@@ -171,6 +172,19 @@ def test_run_writes_what_it_saved_and_what_ran(run, graph, model, tmp_path):
         assert torch.equal(found.get_tensor("resid.1"), expected["resid"][1])
         assert found.metadata()["graph"] == gw.Graph.load(graph).digest
         assert json.loads(found.metadata()["prompts"]) == [EIFFEL, "Rome is a city in"]
+
+
+def test_run_goes_on_with_a_folder(run, graph, model, tmp_path):
+    acts, prompts = tmp_path / "acts", [EIFFEL, "Rome is a city in"]
+    for _ in range(2):
+        code, out, err = run("run", graph, *prompts, "--to", acts)
+        assert (code, out, err) == (0, f"2 saves of 2 prompts in {acts}\n", "")
+    expected = model.run(gw.Graph.load(graph), prompts)
+    for name, value in gw.results(acts).items():
+        torch.testing.assert_close(value, expected[name])
+    code, _, err = run("run", graph, EIFFEL, "--to", acts)
+    assert code == 2
+    assert "other prompts" in err
 
 
 def test_run_generates(run, steps):

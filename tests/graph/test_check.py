@@ -194,7 +194,7 @@ def test_a_plain_module_has_a_table_for_its_inputs() -> None:
         (GraphError, "has no module ''", [READ, node("module", "", Ref(0))]),
         (UnknownOperation, "a: the argument out=", [READ, node("module", "a", Ref(0), out=Ref(0))]),
         (GraphError, "has no parameter 'b.weight'", [READ, node("parameter", "b.weight")]),
-        (GraphError, "'complex64' is not a known dtype", [READ, node("call", "to", Ref(0), Dtype("complex64"))]),
+        (GraphError, "'complex128' is not a known dtype", [READ, node("call", "to", Ref(0), Dtype("complex128"))]),
         (GraphError, "'__dict__' is not a known dtype", [READ, node("call", "sum", Ref(0), dtype=Dtype("__dict__"))]),
         (GraphError, "a save takes the arguments R", [READ, node("save", "t")]),
         (GraphError, "a write takes the arguments R .*, got i", [READ, node("write", "a.output", 0)]),

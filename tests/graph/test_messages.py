@@ -185,8 +185,8 @@ def test_tensors_of_inputs_go_through_the_converters() -> None:
 
 
 def test_an_unknown_dtype_does_not_travel() -> None:
-    odd = Blob("complex64", (1,), bytes(8))
-    with pytest.raises(InputError, match="complex64 cannot travel"):
+    odd = Blob("complex128", (1,), bytes(8))
+    with pytest.raises(InputError, match="complex128 cannot travel"):
         messages.encode_request("toy", [experiment(graph=graph(constants=(odd,)))])
 
 

@@ -141,6 +141,7 @@ def special_constants() -> dict[str, torch.Tensor]:
         "int64": torch.tensor([-(2**63), 0, 2**63 - 1]),
         "int8": torch.tensor([-128, 127], dtype=torch.int8),
         "bool": torch.tensor([True, False]),
+        "complex64": torch.tensor([complex(1.5, -2.0), complex(0.0, 1e-40)]),
         "number": torch.tensor(3.5),
         "empty": torch.zeros(0, 4),
         "strided": torch.arange(12.0).reshape(3, 4).t(),

@@ -69,3 +69,20 @@ def test_a_value_that_does_not_fit_is_refused_with_both_shapes():
     own, _ = leaf()
     with pytest.raises(ValueError, match=r"\[1, 4, 3\].*\[1, 2, 3\]"):
         own.write(0, torch.zeros(1, 4, 3))
+
+
+def test_a_site_that_is_folded_is_read_and_written_folded():
+    """As the module returned it, and as its shape in a block says."""
+    own, raw = leaf(("batch*seq", WIDTH))
+    full = raw.reshape(4, TOKENS, WIDTH)
+    assert torch.equal(own.read(0), full[0, -2:])
+    assert torch.equal(own.read(2)[1:], torch.cat([full[2, -2:], full[3, -3:]]))
+    assert not bool(own.read(2)[0].any())
+    new = torch.arange(6.0 * WIDTH).reshape(6, WIDTH) - 100
+    own.write(2, new)
+    found = own.result().reshape(4, TOKENS, WIDTH)
+    assert own.result().shape == raw.shape
+    assert torch.equal(found[2, -2:], new[1:3])
+    assert torch.equal(found[3, -3:], new[3:])
+    assert torch.equal(found[2, :3], full[2, :3])
+    assert torch.equal(found[:2], full[:2])

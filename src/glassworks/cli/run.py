@@ -20,6 +20,7 @@ from glassworks.graph.sites import SiteTable
 if TYPE_CHECKING:
     from glassworks.graph.backend import Results
     from glassworks.trace.facade import Model
+    from glassworks.trace.stored import StoredResults
 
 
 def run(
@@ -34,6 +35,9 @@ def run(
         Path | None, typer.Option(exists=True, dir_okay=False, help="A file of prompts, one a line.")
     ] = None,
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="Write the saves to a .safetensors file.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Write each pass to this folder; go on where it ends.")
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="At most so many rows a forward pass.")] = 64,
     max_new_tokens: Annotated[int | None, typer.Option(min=0, help="Generate, for graphs that speak of steps.")] = None,
     decode: Annotated[bool, typer.Option("--decode", help="Print whole numbers as the tokens they stand for.")] = False,
@@ -51,12 +55,17 @@ def run(
         return
     console = Console(stderr=True)
     with (
-        console.status(f"{_count(len(texts), 'prompt')} through {model} ...") if console.is_terminal else nullcontext()
+        console.status(f"{_count(len(texts), 'prompt')} through {model} ...")
+        if console.is_terminal and to is None
+        else nullcontext()
     ):
-        results = found.run(stored, texts, rows=rows, max_new_tokens=max_new_tokens)
+        results = found.run(stored, texts, rows=rows, max_new_tokens=max_new_tokens, to=to)
+    if to is not None:
+        print(f"{_count(len(results), 'save')} of {_count(len(texts), 'prompt')} in {to}")
     if out is not None:
         _write(results, out, {"graph": stored.digest, "model": model, "prompts": json.dumps(texts)})
         print(f"{_count(len(results), 'save')} of {_count(len(texts), 'prompt')} in {out}")
+    if to is not None or out is not None:
         return
     for name, value in results.items():
         _show(name, value, found if decode else None)
@@ -166,7 +175,7 @@ def _more(value: Any) -> str:
     return " ..." if value.numel() > _SHOWN else ""
 
 
-def _write(results: "Results", out: Path, metadata: dict[str, str]) -> None:
+def _write(results: "Results | StoredResults", out: Path, metadata: dict[str, str]) -> None:
     """Tensors by save name; those of a list by name and number. What ran is in the metadata."""
     from safetensors.torch import save_file
 

@@ -153,7 +153,7 @@ class ExperimentRun:
 
     def _batch(self, forward: Forward) -> Any:
         own = {invoke: self.inputs.invokes[invoke] for invoke in forward.invokes}
-        firsts, at = {}, 0
+        firsts, at = {}, self.inputs.first_row
         for invoke, rows in enumerate(self.inputs.invokes):
             firsts[invoke] = at
             at += len(rows.ids)

@@ -5,10 +5,7 @@ not there, with the user's own line. Order errors are found by placing the graph
 runs.
 
 Surprises:
-- Arguments that look harmless change weights in place: `embedding(..., max_norm=)` and the `inplace` flag of
-  activations, also by position.
-- A string is an argument only where it is short (`reduction="mean"`, an einsum equation), and never of `to`,
-  where it would name a device; `view` takes no dtype.
+- A string is an argument only where it is short (`reduction="mean"`, an einsum equation).
 - Generation options are a list of permitted names: among transformers' own are some that run code from a
   repository.
 """
@@ -18,6 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from glassworks.errors import GlassworksError, GraphError, InputError, LimitExceeded, UnknownOperation
+from glassworks.graph.arguments import plain_values, refusal
 from glassworks.graph.backend import Experiment, Generation, Inputs, Rows
 from glassworks.graph.graph import Graph
 from glassworks.graph.guards import check_branches, check_state
@@ -35,12 +33,6 @@ _OPTIONS = """bad_words_ids decoder_start_token_id do_sample eos_token_id epsilo
 no_repeat_ngram_size num_beams pad_token_id repetition_penalty suppress_tokens temperature top_k top_p typical_p"""
 REFUSED_KEYWORDS = frozenset(_KEYWORDS.split())
 GENERATION_OPTIONS = frozenset(_OPTIONS.split())
-_INPLACE_AT = {
-    "relu": 1, "silu": 1, "mish": 1, "relu6": 1, "hardsigmoid": 1, "hardswish": 1, "selu": 1, "elu": 2,
-    "celu": 2, "leaky_relu": 2, "hardtanh": 3, "threshold": 3, "dropout": 3,
-}  # fmt: skip
-"""Position of the `inplace` flag among the arguments of an activation."""
-_MAX_NORM_AT = 3
 _ARGUMENTS = {
     "read": "", "write": "R", "skip": "R", "item": "Ri", "parameter": "", "constant": "i",
     "result": "", "backward": "R", "grad": "RR", "grad_write": "RRR", "save": "R",
@@ -254,7 +246,7 @@ def _check_node(node: Node, graph: Graph, table: SiteTable) -> None:
         raise GraphError(f"invoke {node.invoke} is not among the graph's {graph.invokes}")
     _check_shape(node)
     check_branches(node, graph)
-    for value in _plain((node.args, tuple(value for _, value in node.kwargs))):
+    for value in plain_values(node.args, node.kwargs):
         if isinstance(value, str):
             _check_text(value, node.kind, CHARACTERS + 1 if node.kind == "log" else TEXT_CHARACTERS)
         if type(value) is Dtype and value.name not in ITEM_BYTES:
@@ -277,18 +269,6 @@ def _check_shape(node: Node) -> None:
         raise GraphError(f"a {node.kind} takes no keywords, got {sorted(name for name, _ in node.kwargs)}")
 
 
-def _plain(value: Any) -> Iterator[Any]:
-    """What stands in arguments, however nested, references left out."""
-    kind = type(value)
-    if kind is Ref:
-        return
-    if isinstance(value, tuple) and kind is not Dtype:
-        for item in value:
-            yield from _plain(item)
-    else:
-        yield value
-
-
 def _check_text(text: str, where: str, limit: int = TEXT_CHARACTERS) -> None:
     if len(text) >= limit:
         raise LimitExceeded(f"text in arguments ({where}): {len(text)} characters, fewer than {limit} allowed")
@@ -302,20 +282,9 @@ def _check_operation(name: str, args: tuple[Any, ...], keywords: tuple[tuple[str
     """An operation and its arguments, the tensor that it works on first."""
     look_up(name)
     _check_keywords(name, keywords)
-    plain = name.rstrip("_")
-    flag = _INPLACE_AT.get(plain)
-    if flag is not None and len(args) > flag and args[flag] not in (False, None):
-        raise UnknownOperation(f"{name}(inplace=True) is not permitted; write {plain}_, which works on a copy")
-    if plain == "embedding" and len(args) > _MAX_NORM_AT and args[_MAX_NORM_AT] is not None:
-        raise UnknownOperation("embedding: the argument max_norm= is not permitted: it changes the weight in place")
-    if plain == "to" and any(isinstance(value, str) for value in _all(args, keywords)):
-        raise UnknownOperation("to: a device cannot be named: values live where the model is")
-    if plain in ("view", "view_as") and any(type(value) is Dtype for value in _all(args, keywords)):
-        raise UnknownOperation("view: another dtype over the same bytes is not permitted; write .to(dtype)")
-
-
-def _all(args: tuple[Any, ...], keywords: tuple[tuple[str, Any], ...]) -> Iterator[Any]:
-    return _plain((args, tuple(value for _, value in keywords)))
+    refused = refusal(name, args, keywords)
+    if refused is not None:
+        raise UnknownOperation(refused)
 
 
 def _check_keywords(name: str, keywords: tuple[tuple[str, Any], ...]) -> None:

@@ -103,7 +103,7 @@ def _inputs_to_json(inputs: Inputs, leaves: list[wire.Constant], as_leaf: tree.A
         for k, rows in enumerate(inputs.invokes)
     ]
     named = tree.flatten(dict(inputs.named), leaves, where="named inputs", as_leaf=as_leaf)
-    return {"invokes": invokes, "named": named, "rows": inputs.rows}
+    return {"invokes": invokes, "named": named, "rows": inputs.rows, "first_row": inputs.first_row}
 
 
 def decode_request(data: bytes | memoryview, *, from_blob: FromBlob = _same) -> Request:
@@ -150,12 +150,14 @@ def _experiment_from_json(
 
 
 def _inputs_from_json(value: Any, leaves: list[Any], where: str) -> Inputs:
-    body = _fields(value, {"invokes", "named", "rows"}, where)
-    rows = body["rows"]
+    body = _fields(value, {"invokes", "named", "rows", "first_row"}, where)
+    rows, first = body["rows"], body["first_row"]
     if not isinstance(body["invokes"], list) or not (rows is None or (type(rows) is int and rows >= 1)):
         raise WireError(f"{where}: invokes must be a list, and rows a positive number or null")
+    if type(first) is not int or not 0 <= first < 2**62:
+        raise WireError(f"{where}: first_row must be a number of at least 0")
     invokes = [_rows(item, leaves, f"{where}: invoke {k}") for k, item in enumerate(body["invokes"])]
-    return Inputs(tuple(invokes), _mapping(body["named"], leaves, f"{where}: named"), rows)
+    return Inputs(tuple(invokes), _mapping(body["named"], leaves, f"{where}: named"), rows, first)
 
 
 def _rows(value: Any, leaves: list[Any], where: str) -> Rows:

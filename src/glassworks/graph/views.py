@@ -13,7 +13,7 @@ def is_view(node: Node) -> bool:
     if node.kind != "call":
         return False
     operation = OPERATIONS.get(node.target)
-    if operation is None or operation.aliasing == "never":
+    if operation is None or operation.aliasing == "never" or _overlaps(node):
         return False
     return (
         is_basic_index(node.args[1])
@@ -21,6 +21,26 @@ def is_view(node: Node) -> bool:
         else operation.aliasing == "always" or node.target in RESHAPES
     )
 
+
+def may_be_view(node: Node) -> bool:
+    """Whether a call may give a view of its first argument that cannot be written exactly."""
+    operation = OPERATIONS.get(node.target) if node.kind == "call" else None
+    if operation is None or node.target in ("getitem", *RESHAPES):
+        return False
+    return operation.aliasing == "maybe" or _overlaps(node)
+
+
+def _overlaps(node: Node) -> bool:
+    """Whether one element of the first argument may stand at several places of the view."""
+    if node.target != "unfold":
+        return False
+    given = dict(zip(("dimension", "size", "step"), node.args[1:], strict=False)) | dict(node.kwargs)
+    return not (type(given.get("size")) is type(given.get("step")) is int and given["size"] <= given["step"])
+
+
+_CASTS = "to float half bfloat16 double int long bool byte char short type_as"
+CASTS = frozenset(_CASTS.split())
+"""Operations that give their first argument itself where it has the dtype already."""
 
 RESHAPES = frozenset({"reshape", "flatten", "ravel", "reshape_as", "contiguous"})
 """Operations that are views unless the layout forces a copy; a write through such a copy is refused when it runs."""

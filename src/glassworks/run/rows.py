@@ -44,7 +44,11 @@ class Leaf:
         self.changed = False
 
     def read(self, invoke: int) -> torch.Tensor:
-        """The invoke's current value; padding reads as 0."""
+        """The invoke's current value, in the axes that the table says; padding reads as 0."""
+        return self._refolded(self._read(invoke))
+
+    def _read(self, invoke: int) -> torch.Tensor:
+        """The same with rows and tokens apart."""
         if invoke in self._pieces:
             return self._pieces[invoke]
         slot = self._slots[invoke]
@@ -58,12 +62,12 @@ class Leaf:
 
     def write(self, invoke: int, value: torch.Tensor, *, exact: bool = False) -> None:
         """Make `value`, cast and broadcast, the invoke's current value. `exact`: it has the form already."""
-        old = self._pieces.get(invoke)
+        old = self._read(invoke)
         if not exact:
-            old = self.read(invoke) if old is None else old
-            value = _fitted(value, old)
-            mask = self._mask(self._slots[invoke], value)
-            value = value if mask is None else torch.where(mask, value, _zero(value))
+            value = _fitted(value, self._refolded(old))
+        value = value if value.shape == old.shape else value.reshape(old.shape)
+        mask = None if exact else self._mask(self._slots[invoke], value)
+        value = value if mask is None else torch.where(mask, value, _zero(value))
         if invoke == ALL_ROWS:
             self._settle()
         self._pieces[invoke] = value
@@ -113,6 +117,13 @@ class Leaf:
         if self.site.swapped:
             full = full.transpose(1, 2)
         return self._folded(full.flatten(-2) if self.site.heads else full)
+
+    def _refolded(self, value: torch.Tensor) -> torch.Tensor:
+        """A value whose rows and tokens the site has on one axis, as its module returns them."""
+        if self.site.unfold or not self._is_folded():
+            return value
+        at = self._labels().index("batch")
+        return value.flatten(at, at + 1)
 
     def _labels(self) -> tuple[Any, ...]:
         """Labels of the axes that the site shows."""

@@ -88,7 +88,8 @@ class Block:
         recorder.invoke = 0 if self._rows else ALL_ROWS
         recorder.needs_steps = self._generation is not None
         recorder.partner = core.sessions.get(thread)
-        recorder.shape_of = Shapes(recorder, self._sizes)
+        shapes = Shapes(recorder, self._sizes)
+        recorder.shape_of, recorder.structure_of = shapes, shapes.structure
         recorder.may_pad = self._may_pad
         recorder.inputs = lambda: self.inputs
         self._recorder = core.blocks[thread] = recorder

@@ -1,6 +1,7 @@
 """The model that people hold: blocks, its parts, its tokenizer. It is given a Backend and cannot tell which."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,14 +12,16 @@ from glassworks.graph.graph import Graph
 from glassworks.graph.passes import joined
 from glassworks.graph.sites import SiteTable
 from glassworks.trace.block import Block, check_graph
-from glassworks.trace.collect import run_over
+from glassworks.trace.collect import Job, run_over
 from glassworks.trace.live import LiveBlock
 from glassworks.trace.parts import Core, Part, at_path, call_module, child_of
+from glassworks.trace.progress import shown_progress
 from glassworks.trace.prompts import Text, prompt_rows, rows_of
 from glassworks.trace.recorder import Recorder, caller
 from glassworks.trace.rows import make_rows
 from glassworks.trace.session import Session
 from glassworks.trace.show import render
+from glassworks.trace.stored import StoredResults, run_to
 from glassworks.trace.value import Value
 
 
@@ -133,17 +136,31 @@ class Model(Part):
     # Runs.
 
     def run(
-        self, graph: Graph, prompts: Any, *, rows: int = 64, max_new_tokens: int | None = None, **inputs: Any
-    ) -> Results:
+        self,
+        graph: Graph,
+        prompts: Any,
+        *,
+        rows: int = 64,
+        to: str | Path | None = None,
+        progress: bool | None = None,
+        max_new_tokens: int | None = None,
+        **inputs: Any,
+    ) -> "Results | StoredResults":
         """Run a stored graph over prompts, at most `rows` a pass.
 
         Args:
             graph: of `model.record()`, or loaded. prompts: as for `trace`; a list is many rows.
+            to: a folder that each pass is written to as it is done; a run that was cut short goes on where the folder
+                ends. See `gw.results`.
+            progress: a bar on standard error; None: with `to` on a terminal.
             max_new_tokens: for a graph that generates. inputs: tensors for the graph's named inputs; others go to the
                 model.
 
         Returns:
             A mapping by save name. Rows are joined along their axis; ragged rows are a list, without padding.
+
+        Raises:
+            InputError: the folder holds something else, or cannot be written.
         """
         graph = check_graph(graph)
         if type(rows) is not int or rows < 1:
@@ -155,6 +172,8 @@ class Model(Part):
         generation = None if max_new_tokens is None else Generation(max_new_tokens)
         if generation is None and any(node.steps is not None or node.kind == "result" for node in graph.nodes):
             raise InputError("this graph speaks of generation steps: give max_new_tokens=")
+        if self._core.table.plain and to is not None:
+            raise InputError("to= takes prompts of tokens; a plain module runs in one pass: save what it gives")
         if self._core.table.plain:
             own = prompts if isinstance(prompts, tuple) else (prompts,)
             return self._core.backend.run(self._edited(graph), Inputs((Rows(args=own, kwargs=inputs),), named=named))
@@ -162,11 +181,13 @@ class Model(Part):
         for name in inputs:
             if (why := table.why_not_argument(name)) is not None:
                 raise InputError(f"{why}; the graph has no input of that name either\n  at {caller()}")
-        ids = prompt_rows(prompts, self._core.text, vocab=table.vocab, positions=table.positions)
-        return run_over(
-            self._core.backend, self._core.table, self._edited(graph), ids,
+        job = Job(
+            backend=self._core.backend, graph=self._edited(graph),
+            prompts=prompt_rows(prompts, self._core.text, vocab=table.vocab, positions=table.positions),
             rows=rows, named=named, kwargs=inputs, generation=generation,
         )  # fmt: skip
+        with shown_progress(len(job.prompts), wanted=progress, worth_it=to is not None) as done:
+            return run_over(job, done) if to is None else run_to(to, job, self._core.name, done)
 
     def _edited(self, graph: Graph) -> Graph:
         """The graph behind this model's edits."""

@@ -49,7 +49,7 @@ class LiveRecorder(Recorder):
         """The pass that nodes run on."""
         self.run = run
         self.table = run.table
-        self.shape_of = run.value
+        self.shape_of = self.structure_of = run.value
         self._originals: dict[tuple[int, int], torch.Tensor] = {}
         self._waiting: list[tuple[str, Callable[[Recorder], None]]] = []
         self._edits = len(self.nodes)

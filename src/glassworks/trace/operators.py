@@ -6,13 +6,11 @@ Nothing is decided here: each method hands its operation's name and its argument
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from glassworks.trace import binding
 
-_OPERATORS = """add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow matmul eq ne lt le gt
-ge and or xor invert lshift rshift neg abs"""
-_AUGMENTED = "add sub mul truediv floordiv mod pow and or xor"
+_PROPERTIES = ("mT", "mH", "real", "imag")
+_BY_HAND = frozenset({"__getitem__", "__setitem__", "where"})
+"""Methods that the class which records writes itself."""
 
 
 class Operators:
@@ -45,14 +43,11 @@ def _in_place_method(name: str, target: str) -> Callable[..., Any]:
 
 def _install() -> None:
     for name, target in binding.attributes().items():
-        make = _in_place_method if name.endswith("_") else _method
-        setattr(Operators, name, make(name, target))
-    for short in _OPERATORS.split():
-        name = f"__{short}__"
-        setattr(Operators, name, _method(name, binding.name_of(getattr(torch.Tensor, name))))
-    for short in _AUGMENTED.split():
-        name = f"__i{short}__"
-        setattr(Operators, name, _in_place_method(name, binding.name_of(getattr(torch.Tensor, name))))
+        if name not in _BY_HAND:
+            make = _in_place_method if target.endswith("_") else _method
+            setattr(Operators, name, make(name, target))
+    for name in _PROPERTIES:
+        setattr(Operators, name, property(_method(name, name)))
 
 
 _install()

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from glassworks.errors import GraphError, ScopeError, UnknownOperation, WriteError
+from glassworks.graph.arguments import WATCHED, refusal
 from glassworks.graph.graph import Graph
 from glassworks.graph.nodes import ALL_ROWS, Dtype, Line, Listed, Node, Ref, Slice, Steps
-from glassworks.graph.operations import OPERATIONS
+from glassworks.graph.operations import OPERATIONS, SEVERAL
 from glassworks.graph.sites import SiteTable
 from glassworks.trace import binding
 from glassworks.trace.positions import Positions, with_positions
@@ -30,46 +31,8 @@ _new: Callable[..., Any] = tuple.__new__
 _IS_USERS: dict[str, bool] = {}
 _SINGLE = (("single", True),)
 _PLAIN = frozenset({int, float, bool, str, complex, type(Ellipsis)})
-_REFUSED = frozenset(
-    {"out", "device", "generator", "memory_format", "pin_memory", "requires_grad", "layout", "non_blocking"}
-)
-_SEVERAL = frozenset(
-    [
-        "topk",
-        "sort",
-        "max",
-        "min",
-        "median",
-        "nanmedian",
-        "mode",
-        "kthvalue",
-        "cummax",
-        "cummin",
-        "aminmax",
-        "var_mean",
-        "std_mean",
-        "unbind",
-        "split",
-        "chunk",
-        "tensor_split",
-        "meshgrid",
-        "linalg.svd",
-        "linalg.qr",
-        "linalg.eigh",
-        "linalg.slogdet",
-        "linalg.lstsq",
-        "unique",
-        "unique_consecutive",
-        "nonzero",
-        "broadcast_tensors",
-        "adaptive_max_pool1d",
-        "unsafe_chunk",
-        "atleast_1d",
-        "atleast_2d",
-        "atleast_3d",
-    ]
-)
-"""Operations that may return several tensors: their structure is worked out when they are recorded."""
+_NOT_HERE = "out device generator memory_format pin_memory requires_grad layout non_blocking max_norm"
+_REFUSED = frozenset(_NOT_HERE.split())
 
 
 def caller() -> Line:
@@ -144,6 +107,7 @@ class Recorder:
         "shape_of",
         "single",
         "steps",
+        "structure_of",
         "table",
     )  # fmt: skip
 
@@ -166,7 +130,8 @@ class Recorder:
         self.at_end: list[Callable[[Recorder], None]] = []
         self.partner: Any = None
         self.branches: Any = None
-        self.shape_of: Callable[[int], Any] | None = None
+        self.shape_of: Any = None
+        self.structure_of: Any = None
         self.may_pad: Callable[[int], bool] = never
         self._captured: dict[int, int] = {}
         self._names: set[str] = set()
@@ -212,7 +177,7 @@ class Recorder:
         self.closed = True
         self.nodes, self.lines, self.constants, self.functions = [], [], [], []
         self._captured, self._written, self.branches = {}, {}, None
-        self.saved, self.shape_of, self.partner, self.may_pad = [], None, None, never
+        self.saved, self.shape_of, self.structure_of, self.partner, self.may_pad = [], None, None, None, never
         self.derived, self.refused, self.inputs = {}, {}, _nothing
 
     # Sites.
@@ -302,8 +267,10 @@ class Recorder:
             raise GraphError(f"a device cannot be named in a block: values live where the model is\n  at {line}")
         own_args = tuple([self.argument(item, deps, line) for item in args])
         own_kwargs = self._keywords(target, kwargs, deps, line) if kwargs else ()
+        if target in WATCHED and (refused := refusal(target, own_args, own_kwargs)) is not None:
+            raise UnknownOperation(f"{refused}\n  at {line}")
         n = self.add(Node("call", target, own_args, own_kwargs, tuple(deps), ALL_ROWS, None), line)
-        if target in _SEVERAL:
+        if target in SEVERAL:
             return self._several(n, line)
         return self.make(self, n, line)
 
@@ -323,8 +290,7 @@ class Recorder:
 
     def _several(self, n: int, line: Line) -> Any:
         """The results of a call that may have several, in the structure that torch gives them."""
-        assert self.shape_of is not None
-        meta = self.shape_of(n)
+        meta = self.structure_of(n)
         if not isinstance(meta, tuple | list):
             return self.make(self, n, line)
         own = [Node("item", "", (Ref(n), k), (), (n,), ALL_ROWS, None) for k in range(len(meta))]
@@ -340,6 +306,9 @@ class Recorder:
             name = binding.name_of(function)
         except UnknownOperation as error:
             raise UnknownOperation(f"{error}\n  at {line}") from None
+        args = binding.ordered(function, args)
+        if name == "where" and len(args) == 1:
+            name, kwargs = "nonzero", {"as_tuple": True}
         if name.endswith("_") and name not in OPERATIONS and isinstance(args[0], torch.Tensor):
             raise WriteError(
                 f"a tensor from outside the block cannot be changed in it ({name[:-1]} in place): nothing has run yet. "
@@ -347,7 +316,9 @@ class Recorder:
             )
         if name.endswith("_") and name not in OPERATIONS:
             return args[0].in_place(name, args[1:], kwargs, line)
-        return self.call(name, args, kwargs, line)
+        found = self.call(name, args, kwargs, line)
+        first: Any = args[1] if name == "einsum" else args[0] if args else None
+        return first.joined(found) if type(first) is self.make else found
 
     # Arguments.
 

@@ -4,6 +4,7 @@ In a generation some axes differ from step to step. They are worked out twice, w
 comes out different is unknown: None.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -11,7 +12,7 @@ import torch
 
 from glassworks.errors import GraphError
 from glassworks.graph.nodes import Dtype, Node, replace_refs
-from glassworks.graph.operations import OPERATIONS
+from glassworks.graph.operations import OPERATIONS, look_up
 from glassworks.graph.sites import SiteTable
 from glassworks.trace import binding
 
@@ -141,17 +142,27 @@ class Shapes:
             raise GraphError(f"the shape that {path!r} gives is not known before it runs")
         return torch.empty((*given.shape[:-1], width), dtype=given.dtype, device="meta")
 
+    def structure(self, node: int) -> Any:
+        """The results of a call that may have several, as torch gives them: only their number and kind are meant."""
+        own = self._recorder.nodes[node]
+        if not OPERATIONS[own.target].data_dependent:
+            return self(node)
+        args, kwargs = arguments(own, lambda d: _stand_in(self._meta(d, 0)))
+        return binding.bound(own.target)(*args, **kwargs)
+
     def _call(self, n: int, which: int) -> Any:
         node, known, recorder = self._recorder.nodes[n], self._known[which], self._recorder
-        operation = OPERATIONS.get(node.target) or OPERATIONS[node.target[:-1]]
-        if operation.data_dependent:
-            raise GraphError(f"the shape that {node.target} gives depends on values\n  at {recorder.lines[n]}")
         args, kwargs = arguments(node, known.__getitem__)
         if node.target in ("getitem", "setitem_"):
             args = (args[0], _index(args[1]), *args[2:])
+        perform = _RULES.get(node.target) or binding.bound(node.target)
         try:
-            return binding.bound(node.target)(*args, **kwargs)
+            return perform(*args, **kwargs)
         except Exception as error:
+            needs_values = isinstance(error, NotImplementedError) or "meta tensor" in str(error)
+            if needs_values and look_up(node.target).data_dependent:
+                line = recorder.lines[n]
+                raise GraphError(f"the shape that {node.target} gives depends on values\n  at {line}") from None
             error.add_note(f"  at {recorder.lines[n]}")
             raise
 
@@ -173,6 +184,28 @@ def _needs(node: Node) -> tuple[int, ...]:
         case "apply" | "effect" | "log" | "stop":
             return ()
     return node.operands
+
+
+def _stand_in(meta: torch.Tensor) -> torch.Tensor:
+    """A tensor with numbers, as many axes and as few elements as possible."""
+    return torch.zeros([1] * meta.ndim, dtype=meta.dtype)
+
+
+def _covariance(value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    rows = value.reshape(1, -1) if value.ndim < 2 else value
+    dtype = value.dtype if value.is_floating_point() or value.is_complex() else torch.get_default_dtype()
+    return torch.empty((rows.shape[0], rows.shape[0]), dtype=dtype, device="meta").squeeze()
+
+
+def _combinations(value: torch.Tensor, r: int = 2, with_replacement: bool = False) -> torch.Tensor:
+    count = len(value) + r - 1 if with_replacement else len(value)
+    return value.new_empty((math.comb(count, r), r) if r else (0,))
+
+
+_RULES: dict[str, Callable[..., torch.Tensor]] = {
+    "combinations": _combinations, "corrcoef": _covariance, "cov": _covariance,
+}  # fmt: skip
+"""Operations whose result has a known size and which torch does not perform on meta tensors."""
 
 
 def arguments(node: Any, value_of: Callable[[int], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

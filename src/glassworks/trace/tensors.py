@@ -37,7 +37,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def to_blob(tensor: torch.Tensor) -> Blob:
     """A copy of the values, row-major, as bytes."""
-    flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+    flat = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous().reshape(-1)
     if flat.numel() == 1:  # one element is contiguous whatever its stride, and a view of its bytes asks for 1
         flat = flat.clone(memory_format=torch.contiguous_format)
     data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""

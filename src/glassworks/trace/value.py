@@ -15,7 +15,7 @@ import torch
 from glassworks.errors import GraphError, NotSaved, NotTaken, ScopeError, UnknownOperation, WriteError
 from glassworks.graph.nodes import ALL_ROWS, Line, Node, Ref, refs_in
 from glassworks.graph.text import argument as spell
-from glassworks.graph.views import is_view
+from glassworks.graph.views import CASTS, is_view, may_be_view
 from glassworks.trace import binding
 from glassworks.trace.operators import Operators
 from glassworks.trace.positions import Positions, with_positions
@@ -31,6 +31,7 @@ _ADVICE = {
     "backward": "write t.backward(loss)",
     "requires_grad_": "gradients need no preparation: t.backward(loss), then value.grad",
     "retain_grad": "gradients need no preparation: t.backward(loss), then value.grad",
+    **{name: f"write {instead}" for name, instead in binding.INSTEAD.items()},
 }
 
 
@@ -49,6 +50,7 @@ class Value(Operators):
         "_parent",
         "_result",
         "_site",
+        "_unsure",
         "_version",
         "_view",
     )
@@ -60,6 +62,7 @@ class Value(Operators):
         self._site = site
         self._version = block.version(site) if site is not None and block._written else 0
         self._parent: Value | None = None
+        self._unsure: str | None = None
         self._echo: Any = None
         self._view = node
         self._result: Any = _NOTHING
@@ -142,7 +145,7 @@ class Value(Operators):
         twin = Value.__new__(Value)
         twin._block, twin._node, twin._line, twin._site = self._block, self._node, self._line, self._site
         twin._version, twin._parent, twin._view = self._version, self._parent, self._view
-        twin._echo, twin._result = None, _NOTHING
+        twin._unsure, twin._echo, twin._result = self._unsure, None, _NOTHING
         return twin
 
     def deliver(self, result: Any, also: "Value") -> None:
@@ -154,7 +157,6 @@ class Value(Operators):
     def _meta(self) -> Any:
         if self._result is not _NOTHING or self._block.closed:
             return self.value
-        assert self._block.shape_of is not None
         return self._block.shape_of(self._node)
 
     @property
@@ -201,9 +203,9 @@ class Value(Operators):
     def T(self) -> "Value":
         return self.permute(*reversed(range(self.ndim)))  # type: ignore[no-any-return]
 
-    @property
-    def mT(self) -> "Value":
-        return self._call("mT", ())  # type: ignore[no-any-return]
+    def where(self, condition: Any, other: Any) -> "Value":
+        """This value where `condition` holds, `other` elsewhere."""
+        return torch.where(condition, self, other)  # type: ignore[call-overload,no-any-return]
 
     # Recording.
 
@@ -231,7 +233,10 @@ class Value(Operators):
         block = self._recording(args)
         if block is None:
             return binding.bound(target)(self.value, *plain_of(args), **plain_of(kwargs or {}))
-        found = block.call(target, (self, *args), kwargs or {}, caller())
+        return self.joined(block.call(target, (self, *args), kwargs or {}, caller()))
+
+    def joined(self, found: Any) -> Any:
+        """The results of an operation on this value; those that are views of it know it."""
         if type(found) is Value:
             found._join(self)
         elif type(found) is tuple:
@@ -251,8 +256,14 @@ class Value(Operators):
 
     def _join(self, parent: "Value") -> None:
         """Remember a view of a site's value, so that writing to it writes to the site."""
-        if (parent._site is not None or parent._parent is not None) and is_view(self._own()):
+        if parent._site is None and parent._parent is None and parent._unsure is None:
+            return
+        node = self._own()
+        if is_view(node) or (node.target in CASTS and self.dtype == parent.dtype):
             self._parent, self._version, self._view = parent, parent._version, self._node
+            self._unsure = parent._unsure
+        elif may_be_view(node) and node.target not in CASTS:
+            self._unsure = node.target
 
     def _own(self) -> Node:
         node = self._block.nodes[self._node]
@@ -278,6 +289,12 @@ class Value(Operators):
     def in_place(self, target: str, args: tuple[Any, ...], kwargs: dict[str, Any], line: Line) -> "Value":
         """An operation in place: on a site's value or a view of one it writes; on any other it moves this handle on."""
         block = self._block
+        if self._unsure is not None:
+            raise WriteError(
+                f"{self._unsure} may give a copy, or show one element at several places, so it is not known what a "
+                f"write to its result would change: write to {self._unsure}(...).clone(), or to the site\n"
+                f"  at {line}"
+            )
         if block.branches is not None:
             for value in self._up():
                 block.branches.remember(value, "_node", "_version", "_echo")

@@ -1,0 +1,418 @@
+"""`model.run(..., to=folder)`: what is written, that a run goes on where it was cut short, and what is refused."""
+
+import errno
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import glassworks as gw
+from families import FAMILIES, gpt2
+from glassworks.trace import stored
+
+RAGGED = [[5 + k % 7 + j for j in range(1 + (k * 3) % 6)] for k in range(11)]
+EQUAL = [[5 + k, 6, 7, 8] for k in range(7)]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def graph(model: Any) -> gw.Graph:
+    with model.record() as t:
+        h = model.layers[1].output
+        h.save("h")
+        h[:, :-1].save("shorter")
+        model.logits[:, -1].argmax(-1).save("top")
+        (h @ h.transpose(1, 2)).save("gram")
+        h.save("mean", reduce="mean")
+        h[:, -1].save("sum", reduce="sum")
+    return t.graph
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def same(found: Any, expected: Any) -> None:
+    if isinstance(expected, list):
+        assert isinstance(found, list)
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            same(one, other)
+        return
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
+
+
+class Cut(Exception):
+    """A run ends here."""
+
+
+def cut_after(patch: pytest.MonkeyPatch, passes: int) -> None:
+    """The run breaks off when it is about to rename the file of that pass."""
+    replace = os.replace
+
+    def breaks(source: Any, target: Any) -> None:
+        if Path(target).name == f"shard-{passes:05}.safetensors":
+            raise Cut
+        replace(source, target)
+
+    patch.setattr(stored.os, "replace", breaks)
+
+
+# What is there.
+
+
+@pytest.mark.parametrize("prompts", [RAGGED, EQUAL, RAGGED[:1]])
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_what_is_read_back_is_what_a_run_in_memory_gives(model, graph, tmp_path, prompts, rows):
+    expected = model.run(graph, prompts, rows=rows)
+    found = model.run(graph, prompts, rows=rows, to=tmp_path / "acts")
+    assert list(found) == list(expected)
+    assert found.complete
+    assert found.forwards == expected.forwards
+    assert found.ids == [tuple(prompt) for prompt in prompts]
+    for again in (found, gw.results(tmp_path / "acts"), gw.results(str(tmp_path / "acts"))):
+        for name in expected:
+            same(again[name], expected[name])
+    assert found.graph == graph
+
+
+def test_a_shard_is_a_safetensors_file_of_real_tokens(model, graph, tmp_path):
+    model.run(graph, RAGGED, rows=4, to=tmp_path)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [
+        "graph.safetensors", "manifest.json", *[f"shard-{k:05}.safetensors" for k in range(3)]
+    ]  # fmt: skip
+    row = 0
+    for path in sorted(tmp_path.glob("shard-*")):
+        own = load_file(path)
+        offsets = own["offsets"].tolist()
+        tokens = sum(len(prompt) for prompt in RAGGED[row : row + 4])
+        assert own["saves.h"].shape == (tokens, 32)
+        assert own["saves.top"].shape == (len(offsets) - 1,)
+        for start, end in pairwise(offsets):
+            assert own["ids"][start:end].tolist() == RAGGED[row]
+            with model.trace(RAGGED[row]):
+                alone = model.layers[1].output.save()
+            torch.testing.assert_close(own["saves.h"][start:end], alone.value[0], atol=1e-5, rtol=1e-5)
+            row += 1
+    assert row == len(RAGGED)
+
+
+def test_rows_are_gone_through_one_by_one(model, graph, tmp_path):
+    found = model.run(graph, RAGGED, rows=4, to=tmp_path)
+    for name in ("h", "gram", "shorter"):
+        same(list(found.rows(name)), found[name])
+    with pytest.raises(gw.InputError, match="no rows"):
+        next(found.rows("mean"))
+
+
+def test_a_generation_is_stored_step_by_step(model, tmp_path):
+    with model.generate(EQUAL[0], max_new_tokens=3) as t:
+        with t.steps[:]:
+            model.logits[:, -1].save("each")
+            model.layers[0].output.save("h")
+            model.logits[:, -1].save("mean", reduce="mean")
+        with t.steps[1]:
+            model.layers[1].output.save("second")
+        t.result.save("new")
+    for prompts in (EQUAL, RAGGED):
+        expected = model.run(t.graph, prompts, rows=3, max_new_tokens=3)
+        found = model.run(t.graph, prompts, rows=3, max_new_tokens=3, to=tmp_path / str(len(prompts)))
+        assert isinstance(found["each"], list)
+        for name in expected:
+            same(found[name], expected[name])
+        assert list(found.alive) == [list(rows) for rows in expected.alive]
+
+
+def test_a_remote_model_writes_the_same_files(model, graph, bare, tmp_path):
+    remote = gw.connect(gw.wrap(bare, name=model._core.name))
+    model.run(graph, RAGGED, rows=4, to=tmp_path / "here")
+    remote.run(graph, RAGGED, rows=4, to=tmp_path / "there")
+    assert files(tmp_path / "here") == files(tmp_path / "there")
+
+
+# Cut short.
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_run_goes_on_where_it_was_cut_and_leaves_the_same_files(model, graph, tmp_path, monkeypatch, after):
+    model.run(graph, RAGGED, rows=4, to=tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        cut_after(patch, after)
+        model.run(graph, RAGGED, rows=4, to=tmp_path / "cut")
+    begun = gw.results(tmp_path / "cut")
+    assert not begun.complete
+    assert len(begun.ids) == 4 * after
+    assert f"{4 * after} of 11 rows" in repr(begun)
+    forwards = []
+    monkeypatch.setattr(type(model.backend), "run", counted(type(model.backend).run, forwards))
+    again = model.run(graph, RAGGED, rows=4, to=tmp_path / "cut")
+    assert len(forwards) == 3 - after + min(after, 1)  # the first is run again, to compare
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert again.complete
+
+
+def counted(run: Any, calls: list[int]) -> Any:
+    def counting(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        return run(*args, **options)
+
+    return counting
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import glassworks as gw
+from families import gpt2
+from trace_stored import PROMPTS, graph_of
+model = gw.wrap(gpt2())
+print("ready", flush=True)
+model.run(graph_of(model), PROMPTS, rows=2, to={folder!r})
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_anywhere_loses_no_whole_pass(tmp_path):
+    """Killed again and again, at other moments, until it is done; the files are those of one run."""
+    from trace_stored import PROMPTS, graph_of
+
+    model = gw.wrap(gpt2())
+    model.run(graph_of(model), PROMPTS, rows=2, to=tmp_path / "whole")
+    folder, before = tmp_path / "killed", 0
+    code = KILLED.format(tests=str(ROOT / "tests"), folder=str(folder))
+    for attempt in range(60):
+        running = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=tmp_path)
+        assert running.stdout.readline() == b"ready\n"
+        time.sleep(0.01 * attempt)
+        running.send_signal(signal.SIGKILL)
+        running.stdout.close()
+        if running.wait() == 0:
+            break
+        there = len(gw.results(folder).ids) if (folder / "manifest.json").exists() else 0
+        assert there >= before
+        before = there
+    model.run(graph_of(model), PROMPTS, rows=2, to=folder)
+    assert files(folder) == files(tmp_path / "whole")
+
+
+def test_a_file_that_is_not_whole_is_written_again(model, graph, tmp_path):
+    model.run(graph, RAGGED, rows=4, to=tmp_path)
+    expected = files(tmp_path)
+    shard = tmp_path / "shard-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-7])
+    (tmp_path / ".shard-00002.safetensors.part").write_bytes(b"half")
+    model.run(graph, RAGGED, rows=4, to=tmp_path)
+    assert files(tmp_path) == expected
+
+
+def test_a_run_that_is_done_runs_only_its_first_pass_again(model, graph, tmp_path, monkeypatch):
+    model.run(graph, RAGGED, rows=4, to=tmp_path)
+    calls: list[int] = []
+    monkeypatch.setattr(type(model.backend), "run", counted(type(model.backend).run, calls))
+    model.run(graph, RAGGED, rows=4, to=tmp_path)
+    assert len(calls) == 1
+
+
+def test_random_nodes_draw_by_the_row_whatever_a_pass_holds(model, tmp_path):
+    with model.record() as t:
+        torch.rand_like(model.layers[0].output[:, -1]).save("noise")
+    expected = model.run(t.graph, RAGGED, rows=64)["noise"]
+    assert len({float(row[0]) for row in expected}) == len(RAGGED)
+    same(model.run(t.graph, RAGGED, rows=2)["noise"], expected)
+    same(model.run(t.graph, RAGGED, rows=3, to=tmp_path)["noise"], expected)
+    same(gw.connect(model).run(t.graph, RAGGED, rows=4)["noise"], expected)
+
+
+# What is refused.
+
+
+def test_another_graph_model_or_prompts_are_refused(model, graph, tmp_path):
+    model.run(graph, RAGGED, rows=4, to=tmp_path)
+    before = files(tmp_path)
+    with model.record() as t:
+        model.layers[0].output.save("h")
+    for own, prompts, rows, says in (
+        (t.graph, RAGGED, 4, "another graph"), (graph, RAGGED[1:], 4, "other prompts"),
+        (graph, RAGGED, 5, "another rows= .rows 4 there, 5 here."),
+    ):  # fmt: skip
+        with pytest.raises(gw.InputError, match=f"holds the results of {says}.*give a folder of its own"):
+            model.run(own, prompts, rows=rows, to=tmp_path)
+    with pytest.raises(gw.InputError, match="another model"):
+        gw.wrap(FAMILIES["llama"]()).run(graph, RAGGED, rows=4, to=tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_another_model_of_the_same_name_and_sizes_is_refused(model, graph, tmp_path):
+    model.run(graph, RAGGED, rows=4, to=tmp_path)
+    other = gpt2()
+    with torch.no_grad():
+        other.transformer.h[0].mlp.c_proj.weight *= 1.5
+    with pytest.raises(gw.InputError, match="another model: its first pass, run again, gives other values"):
+        gw.wrap(other).run(graph, RAGGED, rows=4, to=tmp_path)
+
+
+def test_other_inputs_are_refused(model, tmp_path):
+    with model.record() as t:
+        model.layers[0].output += gw.input("steer", (32,))
+        model.logits[:, -1].save("last")
+    model.run(t.graph, EQUAL, to=tmp_path, steer=torch.zeros(32))
+    with pytest.raises(gw.InputError, match="other inputs"):
+        model.run(t.graph, EQUAL, to=tmp_path, steer=torch.ones(32))
+
+
+def test_a_folder_with_other_files_is_left_alone(model, graph, tmp_path):
+    (tmp_path / "thesis.txt").write_text("do not touch")
+    with pytest.raises(gw.InputError, match=r"holds other files \(thesis.txt\)"):
+        model.run(graph, EQUAL, to=tmp_path)
+    assert files(tmp_path) == {"thesis.txt": b"do not touch"}
+    with pytest.raises(gw.InputError, match="no results"):
+        gw.results(tmp_path)
+
+
+def test_no_prompts_are_refused_before_a_folder_is_made(model, graph, tmp_path):
+    with pytest.raises(gw.InputError, match="a prompt is"):
+        model.run(graph, [], to=tmp_path / "acts")
+    assert not (tmp_path / "acts").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(model, graph, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(gw.InputError, match="cannot be made"):
+        model.run(graph, EQUAL, to=tmp_path / "file" / "acts")
+
+
+def test_a_save_without_rows_is_refused_before_anything_runs(model, tmp_path, monkeypatch):
+    with model.record() as t:
+        model.layers[0].output.mean().save("x")
+    calls: list[int] = []
+    monkeypatch.setattr(type(model.backend), "run", counted(type(model.backend).run, calls))
+    for options in ({}, {"to": tmp_path / "acts"}):
+        with pytest.raises(gw.GraphError, match="no axis of rows"):
+            model.run(t.graph, EQUAL, rows=2, **options)
+    assert calls == []
+    found = model.run(t.graph, EQUAL, to=tmp_path / "one")
+    same(found["x"], model.run(t.graph, EQUAL)["x"])
+
+
+def test_a_format_that_a_file_cannot_hold_is_named(model, tmp_path):
+    with model.record() as t:
+        model.layers[0].output.to(torch.complex128).save("x")
+    with pytest.raises(gw.InputError, match="'x' is complex128, which a safetensors file cannot hold"):
+        model.run(t.graph, EQUAL, to=tmp_path)
+
+
+def test_a_full_disk_loses_nothing_that_is_there(model, graph, tmp_path, monkeypatch):
+    model.run(graph, RAGGED, rows=4, to=tmp_path / "whole")
+    written = []
+
+    def full(number: int) -> None:
+        written.append(number)
+        if len(written) == 4:  # graph, manifest, a shard
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left") as caught:
+        patch.setattr(stored.os, "fsync", full)
+        model.run(graph, RAGGED, rows=4, to=tmp_path / "acts")
+    assert "1 of 3 passes are there. Make room and run the same again" in "".join(caught.value.__notes__)
+    assert [path.name for path in (tmp_path / "acts").glob(".*")] == []
+    assert len(gw.results(tmp_path / "acts").ids) == 4
+    model.run(graph, RAGGED, rows=4, to=tmp_path / "acts")
+    assert files(tmp_path / "acts") == files(tmp_path / "whole")
+
+
+def test_a_plain_module_has_no_rows_to_stream(tmp_path):
+    net = gw.wrap(torch.nn.Linear(3, 3))
+    with net.record() as t:
+        net.output.save("x")
+    with pytest.raises(gw.InputError, match="prompts of tokens"):
+        net.run(t.graph, torch.ones(1, 3), to=tmp_path)
+
+
+# Memory and progress.
+
+
+def test_memory_is_bounded_by_a_pass_and_not_by_the_prompts(model, tmp_path, monkeypatch):
+    with model.record() as t:
+        model.layers[1].output.save("h")
+        model.layers[0].output.save("mean", reduce="mean")
+    most: dict[int, int] = {}
+    write = stored._write
+
+    def counting(path: Path, *rest: Any) -> None:
+        gc.collect()
+        live = sum(
+            o.numel() for o in gc.get_objects() if issubclass(type(o), torch.Tensor) and o.ndim and o.shape[-1] == 32
+        )
+        most[count] = max(most.get(count, 0), live)
+        write(path, *rest)
+
+    monkeypatch.setattr(stored, "_write", counting)
+    for count in (8, 80):
+        model.run(t.graph, [[5, 6, 7, 8]] * count, rows=4, to=tmp_path / str(count))
+    assert most[80] <= most[8] + 4 * 4 * 32
+
+
+def test_a_reduction_in_memory_keeps_one_sum(model, monkeypatch):
+    with model.record() as t:
+        model.layers[0].output.save("mean", reduce="mean")
+    live: list[int] = []
+    run = type(model.backend).run
+
+    def counting(*args: Any, **options: Any) -> Any:
+        gc.collect()
+        live.append(sum(1 for o in gc.get_objects() if issubclass(type(o), torch.Tensor)))
+        return run(*args, **options)
+
+    monkeypatch.setattr(type(model.backend), "run", counting)
+    model.run(t.graph, [[5, 6, 7, 8]] * 40, rows=4)
+    assert max(live[2:]) == min(live[2:])
+
+
+@pytest.mark.parametrize(("wanted", "shown"), [(True, True), (None, False), (False, False)])
+def test_progress_is_shown_on_a_terminal_or_if_asked(model, graph, tmp_path, capsys, wanted, shown):
+    model.run(graph, EQUAL, rows=2, to=tmp_path, progress=wanted)
+    told = capsys.readouterr()
+    assert ("7/7" in told.err) is shown
+    assert told.out == ""
+
+
+def test_progress_is_shown_on_a_terminal(model, graph, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal then
+    model.run(graph, EQUAL, rows=2, to=tmp_path)
+    assert "rows" in capsys.readouterr().err
+    model.run(graph, EQUAL, rows=2)
+    assert capsys.readouterr().err == ""
+
+
+def test_one_file_is_open_at_a_time(model, tmp_path):
+    with model.record() as t:
+        model.logits[:, -1].argmax(-1).save("top")
+    found = model.run(t.graph, [[5, 6]] * 40, rows=1, to=tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    most = max(len(os.listdir("/proc/self/fd")) for _ in found.rows("top"))
+    assert most <= before + 2
+    assert found["top"].shape == (40,)
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
+def test_the_manifest_says_what_was_run(model, graph, tmp_path):
+    model.run(graph, RAGGED, rows=4, to=tmp_path)
+    said = json.loads((tmp_path / "manifest.json").read_text())
+    assert said["shards"] == 3
+    assert said["rows"] == len(RAGGED)
+    assert said["tokens"] == sum(map(len, RAGGED))
+    assert said["run"]["graph"] == graph.digest
+    assert said["saves"]["h"]["labels"] == ["batch", ["seq", 0], 32]
+    assert said["saves"]["shorter"]["labels"] == ["batch", ["seq", 1], 32]
