@@ -104,7 +104,7 @@ def _heard(graph: Graph, results: Results) -> Results:
     return replace(results, logs=own)
 
 
-def table_from_bytes(data: bytes) -> SiteTable:
+def table_from_bytes(data: bytes | bytearray) -> SiteTable:
     """A site table from the JSON text of a service. Raises WireError."""
     try:
         return sites.from_json(json.loads(data))

@@ -68,6 +68,14 @@ class Limits:
         tokens: of one experiment's prompts together.
         max_new_tokens: a row.
         result_bytes: the saves of all experiments together.
+        backwards: derivatives taken in one request.
+        node_flops: floating-point operations of one run of a node.
+        node_bytes: what one run of a node allocates.
+        request_flops: of all runs of all nodes.
+        request_bytes: allocated by all runs of all nodes, one after the other.
+        held_bytes: of the values that are alive at once in one experiment.
+        check_s: how long checking may take.
+        check_bytes: memory that checking may take.
     """
 
     body_bytes: int = 256 * 2**20
@@ -79,6 +87,14 @@ class Limits:
     tokens: int = 2**18
     max_new_tokens: int = 1024
     result_bytes: int = 256 * 2**20
+    backwards: int = 64
+    node_flops: int = 2**44
+    node_bytes: int = 2**31
+    request_flops: int = 2**48
+    request_bytes: int = 2**38
+    held_bytes: int = 2**33
+    check_s: int = 20
+    check_bytes: int = 2**30
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -111,6 +127,8 @@ def check_request(
         limits.nodes,
         "split the experiment into several requests",
     )
+    taken = sum(node.kind == "backward" for e in experiments for node in e.graph.nodes)
+    _within("backwards", taken, limits.backwards, "take derivatives in several requests")
     _check_bytes(experiments, limits)
     for number, experiment in enumerate(experiments):
         try:

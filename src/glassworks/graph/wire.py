@@ -67,8 +67,9 @@ class Constant(Protocol):
 
 def digest(blob: Blob) -> str:
     """SHA-256 of dtype, shape and values: equal digests mean equal bits."""
-    head = f"{blob.dtype}{list(blob.shape)}".encode()
-    return hashlib.sha256(head + b"\0" + bytes(blob.data)).hexdigest()
+    found = hashlib.sha256(f"{blob.dtype}{list(blob.shape)}".encode() + b"\0")
+    found.update(blob.data)
+    return found.hexdigest()
 
 
 def pack(message: Mapping[str, Any], blobs: Mapping[str, Blob]) -> bytes:

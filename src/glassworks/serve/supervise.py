@@ -181,13 +181,15 @@ def _children(
 ) -> tuple[_Child, _Child]:
     path = str(Path(folder) / "worker.sock")
     alive = ["--while-open", str(lifeline)]
-    worker = ["--model", model, "--socket", path, "--result-bytes", str(limits.result_bytes), *alive]
+    worker = ["--model", model, "--socket", path, "--limits", json.dumps(asdict(limits)), *alive]
     web = [
         "--model",
         model,
         path,
         "--keys",
         str(Path(folder) / "keys"),
+        "--folder",
+        folder,
         "--limits",
         json.dumps(asdict(limits)),
         *alive,
