@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from glassworks.graph.backend import Experiment, Generation, Inputs, Results, run_in_order
-from glassworks.graph.check import Limits
 from glassworks.graph.graph import Graph
+from glassworks.graph.limits import Limits
 from glassworks.graph.sites import Event, Site, SiteTable
 from glassworks.graph.wire import Blob
 

@@ -1,4 +1,4 @@
-"""The processes that look into requests: what they are allowed, what becomes of one that takes more, and of the next."""
+"""The processes that look into requests: what they may take, what becomes of one that takes more, and of the next."""
 
 import json
 import os
@@ -15,8 +15,8 @@ import pytest
 from glassworks.errors import LimitExceeded, UnknownOperation, WireError
 from glassworks.graph import messages, sites, wire
 from glassworks.graph.backend import Experiment, Inputs, Rows
-from glassworks.graph.check import Limits
 from glassworks.graph.graph import Graph
+from glassworks.graph.limits import Limits
 from glassworks.graph.nodes import ALL_ROWS, Node, Ref
 from glassworks.serve.checking import CheckerPool
 

@@ -10,8 +10,8 @@ import torch
 
 import glassworks as gw
 from glassworks.graph.backend import Experiment, Generation, Inputs, Rows
-from glassworks.graph.check import Limits
 from glassworks.graph.graph import Graph
+from glassworks.graph.limits import Limits
 from glassworks.graph.nodes import ALL_ROWS, Node, Ref, SentLine, refs_in
 from glassworks.graph.wire import Blob
 from glassworks.serve.quote import quote_request

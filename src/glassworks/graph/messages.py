@@ -352,7 +352,7 @@ def _fields(value: Any, fields: set[str], where: str, versioned: bool = False) -
     version = value.get("version") if versioned else VERSION
     if type(version) is not int or version != VERSION:
         raise WireError(
-            f"{where}: version {str(version)[:40]}; this side reads {VERSION}: upgrade the older of the two"
+            f"{where}: version {wire.spell(version)}; this side reads {VERSION}: upgrade the older of the two"
         )
     expected = fields | ({"version"} if versioned else set())
     for name in sorted(expected - set(value)):

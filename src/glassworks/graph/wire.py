@@ -8,6 +8,7 @@ numpy loader refuses bf16; and it is read strictly: every offset is checked befo
 import hashlib
 import json
 import math
+import reprlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ _TO_WIRE = {
 _FROM_WIRE = {wire: name for name, wire in _TO_WIRE.items()}
 _HEADER_LIMIT_BYTES = 64 * 2**20
 _KEY = "glassworks"
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 60
+_SHORT.maxlevel = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +109,20 @@ def unpack(data: bytes | memoryview) -> tuple[dict[str, Any], dict[str, Blob]]:
     for name, (dtype, shape, begin, end) in sorted(entries, key=lambda entry: entry[1][2:]):
         if begin != expected or end > len(body):
             raise WireError(
-                f"tensor {name!r}: bytes {begin}:{end} do not follow {expected} or pass the end, {len(body)}"
+                f"tensor {spell(name)}: bytes {begin}:{end} do not follow {expected} or pass the end, {len(body)}"
             )
         if math.prod(shape) * ITEM_BYTES[dtype] != end - begin:
-            raise WireError(f"tensor {name!r}: {dtype} of shape {list(shape)} does not fill bytes {begin}:{end}")
+            raise WireError(f"tensor {spell(name)}: {dtype} of shape {list(shape)} does not fill bytes {begin}:{end}")
         blobs[name] = Blob(dtype, shape, body[begin:end])
         expected = end
     if expected != len(body):
         raise WireError(f"bytes {expected}:{len(body)} after the last tensor belong to nothing")
     return message, blobs
+
+
+def spell(value: Any) -> str:
+    """A foreign value as a message shows it: short, however long or deep it is."""
+    return _SHORT.repr(value)[:100]
 
 
 def _header(view: memoryview) -> tuple[dict[str, Any], int]:
@@ -159,13 +168,13 @@ def _json(text: bytes, where: str) -> Any:
 
 def _entry(name: str, value: Any) -> tuple[str, tuple[int, ...], int, int]:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise WireError(f"header field {name!r} must have dtype, shape and data_offsets")
+        raise WireError(f"header field {spell(name)} must have dtype, shape and data_offsets")
     dtype = _FROM_WIRE.get(value["dtype"]) if isinstance(value["dtype"], str) else None
     if dtype is None:
-        raise WireError(f"header field {name!r}: unknown dtype {value['dtype']!r}")
+        raise WireError(f"header field {spell(name)}: unknown dtype {spell(value['dtype'])}")
     shape, offsets = value["shape"], value["data_offsets"]
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2 or len(shape) > 64:
-        raise WireError(f"header field {name!r}: shape and data_offsets must be lists of sizes")
+        raise WireError(f"header field {spell(name)}: shape and data_offsets must be lists of sizes")
     return dtype, tuple(shape), offsets[0], offsets[1]
 
 

@@ -17,7 +17,7 @@ from glassworks.errors import (
     Unauthorized,
     WireError,
 )
-from glassworks.graph.check import Limits
+from glassworks.graph.limits import Limits
 from glassworks.graph.messages import encode_error
 
 Answer = tuple[int, Body]

@@ -11,7 +11,7 @@ from anyio import current_time, fail_after
 from starlette.requests import ClientDisconnect, Request
 
 from glassworks.errors import InputError, LimitExceeded, RemoteError, WireError
-from glassworks.graph.check import Limits
+from glassworks.graph.limits import Limits
 from glassworks.serve.answers import Answer, refusal, status_of, too_large
 from glassworks.serve.spool import Spool, Spooled
 

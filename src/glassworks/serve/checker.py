@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from glassworks.client.content import Whole
-from glassworks.graph.check import Limits
+from glassworks.graph.limits import Limits
 from glassworks.serve.answers import Answer, refusal
 from glassworks.serve.checks import Checks, out_of_memory
 from glassworks.serve.pipe import receive, send

@@ -20,7 +20,7 @@ from typing import Any
 
 from glassworks.client.content import Body, joined, size_of
 from glassworks.errors import LimitExceeded, RemoteError
-from glassworks.graph.check import Limits
+from glassworks.graph.limits import Limits
 from glassworks.serve.answers import Answer, refusal
 from glassworks.serve.pipe import receive, send
 

@@ -14,7 +14,9 @@ from glassworks.client.backend import table_from_bytes
 from glassworks.client.content import Body, Whole, joined, size_of
 from glassworks.errors import GlassworksError, LimitExceeded, RemoteError, WireError
 from glassworks.graph.backend import Inputs
-from glassworks.graph.check import Limits, check_inputs, check_request
+from glassworks.graph.check import check_request
+from glassworks.graph.check_inputs import check_inputs
+from glassworks.graph.limits import Limits
 from glassworks.graph.messages import decode_inputs, decode_request, encode_inputs
 from glassworks.graph.sites import SiteTable
 from glassworks.serve.answers import Answer, refusal, status_of

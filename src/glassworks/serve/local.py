@@ -7,7 +7,7 @@ from glassworks.client.backend import keep_blob
 from glassworks.client.inprocess import InProcessTransport
 from glassworks.graph import messages, tree
 from glassworks.graph.backend import Backend
-from glassworks.graph.check import Limits
+from glassworks.graph.limits import Limits
 from glassworks.run.watch import watched
 from glassworks.serve.checks import Checks
 from glassworks.serve.host import ModelHost, Watching

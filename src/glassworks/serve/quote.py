@@ -15,7 +15,7 @@ import torch
 
 from glassworks.errors import GlassworksError, LimitExceeded
 from glassworks.graph.backend import Experiment, Inputs
-from glassworks.graph.check import Limits
+from glassworks.graph.limits import Limits
 from glassworks.graph.nodes import ALL_ROWS, Node, Steps
 from glassworks.graph.place import Plan, place_inputs
 from glassworks.graph.price import FREE, Price

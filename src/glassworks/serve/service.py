@@ -17,7 +17,7 @@ from glassworks.client.calls import call
 from glassworks.client.content import Body, framed, joined, size_of
 from glassworks.client.inprocess import InProcessTransport
 from glassworks.errors import GlassworksError, ModelError, RemoteError
-from glassworks.graph.check import Limits
+from glassworks.graph.limits import Limits
 from glassworks.serve.answers import RETRY_AFTER_S, Answer, refusal, status_of, too_large
 
 _LOG = logging.getLogger("glassworks.serve")

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from glassworks.client.http import HTTPTransport
 from glassworks.errors import InputError, ModelError, RemoteError
-from glassworks.graph.check import Limits
+from glassworks.graph.limits import Limits
 from glassworks.serve.keys import Keys, new_key
 
 WORKER = (sys.executable, "-m", "glassworks.serve.worker")

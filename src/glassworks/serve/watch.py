@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glassworks.errors import UnknownOperation
-from glassworks.graph.check import Limits
 from glassworks.graph.graph import Graph
+from glassworks.graph.limits import Limits
 from glassworks.graph.price import Price
 from glassworks.graph.sites import SiteTable
 from glassworks.serve.pricing import NeedsValues, quote_now, tensors_in

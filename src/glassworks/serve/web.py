@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import uvicorn
 
 from glassworks.client.http import HTTPTransport
-from glassworks.graph.check import Limits
+from glassworks.graph.limits import Limits
 from glassworks.serve.app import create_app
 from glassworks.serve.careful import HEAD_BYTES, CarefulH11
 from glassworks.serve.checking import CheckerPool

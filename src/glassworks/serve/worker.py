@@ -24,8 +24,8 @@ from starlette.routing import Route
 
 from glassworks.errors import GlassworksError, InputError
 from glassworks.graph.backend import Backend, Inputs, Rows
-from glassworks.graph.check import Limits
 from glassworks.graph.graph import Graph
+from glassworks.graph.limits import Limits
 from glassworks.graph.nodes import ALL_ROWS, Node, Ref
 from glassworks.serve.host import ModelHost, tokenizer_files
 from glassworks.serve.lifeline import end_with
