@@ -305,10 +305,7 @@ def encode_error(error: BaseException) -> bytes:
 
 def decode_error(data: bytes | memoryview) -> Exception:
     """The error to raise. WireError: not an error message of ours."""
-    try:
-        message = json.loads(bytes(data))
-    except (ValueError, RecursionError) as error:
-        raise WireError(f"the error message is not JSON: {error}") from None
+    message = wire.json_of(bytes(data), "the error message")
     body = _fields(_fields(message, {"error"}, "message")["error"], {"type", "message", "notes"}, "error", True)
     if not isinstance(body["type"], str) or not isinstance(body["message"], str) or not isinstance(body["notes"], list):
         raise WireError("error: type and message must be text, notes a list")

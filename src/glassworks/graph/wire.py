@@ -133,7 +133,7 @@ def _header(view: memoryview) -> tuple[dict[str, Any], int]:
         raise WireError(
             f"bytes 0:8 give a header of {size} bytes; {len(view) - 8} follow, {_HEADER_LIMIT_BYTES} are allowed"
         )
-    header = _json(bytes(view[8 : 8 + size]), f"bytes 8:{8 + size}")
+    header = json_of(bytes(view[8 : 8 + size]), f"bytes 8:{8 + size}")
     if not isinstance(header, dict):
         raise WireError(f"bytes 8:{8 + size} must hold a JSON object, got {type(header).__name__}")
     return header, 8 + size
@@ -142,13 +142,15 @@ def _header(view: memoryview) -> tuple[dict[str, Any], int]:
 def _message(metadata: Any) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not isinstance(metadata.get(_KEY), str):
         raise WireError(f"header field __metadata__.{_KEY} must be a JSON text")
-    message = _json(metadata[_KEY].encode(errors="surrogatepass"), f"header field __metadata__.{_KEY}")
+    message = json_of(metadata[_KEY], f"header field __metadata__.{_KEY}")
     if not isinstance(message, dict):
         raise WireError(f"header field __metadata__.{_KEY} must hold a JSON object")
     return message
 
 
-def _json(text: bytes, where: str) -> Any:
+def json_of(text: bytes | str, where: str) -> Any:
+    """A JSON value, read strictly: UTF-8, no NaN, no field twice. WireError names `where`."""
+
     def refuse(name: str) -> Any:
         raise WireError(f"{where}: {name} is not JSON")
 
@@ -159,7 +161,8 @@ def _json(text: bytes, where: str) -> Any:
         return found
 
     try:
-        return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+        plain = text if isinstance(text, str) else text.decode()  # json itself would guess at other encodings
+        return json.loads(plain, parse_constant=refuse, object_pairs_hook=unique)
     except WireError:
         raise
     except (ValueError, RecursionError) as error:
