@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install demo test test-all check format docs bench toy clean
+.PHONY: install demo test test-all fuzz check format docs bench toy clean
 
 install: $(STAMP)
 
@@ -25,6 +25,9 @@ test: install
 
 test-all: install
 	$(BIN)/pytest
+
+fuzz: install
+	$(BIN)/python tests/fuzz_codec.py -max_total_time=600 -max_len=8192 -rss_limit_mb=1024 -timeout=10
 
 check: install
 	$(BIN)/ruff format --check src tests tools examples benchmarks

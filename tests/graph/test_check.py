@@ -15,9 +15,11 @@ from glassworks.errors import (
     UnknownSite,
 )
 from glassworks.graph.backend import Experiment, Generation, Inputs, Rows
-from glassworks.graph.check import GENERATION_OPTIONS, REFUSED_KEYWORDS, Limits, check_request
+from glassworks.graph.check import REFUSED_KEYWORDS, check_request
+from glassworks.graph.check_inputs import DECODER_KEYWORDS, GENERATION_OPTIONS, ROW_KEYWORDS
 from glassworks.graph.codec import KINDS
 from glassworks.graph.graph import Graph
+from glassworks.graph.limits import Limits
 from glassworks.graph.messages import Request
 from glassworks.graph.nodes import ALL_ROWS, Dtype, Listed, Node, Ref, SentLine, Slice, refs_in
 from glassworks.graph.operations import OPERATIONS
@@ -143,6 +145,7 @@ def test_limits_are_positive_ints(value: Any) -> None:
         ("the input 'x' is missing; given: \\['y'\\]\n  at work.py:10",
          experiment(node("input", "x"), SAVE, inputs=Inputs((Rows(ids=((1,),)),), named={"y": BIG}))),
         ("'custom_generate' is not permitted", experiment(generation=Generation(1, {"custom_generate": "a/b"}))),
+        ("'num_beams' must be 1", experiment(generation=Generation(1, {"num_beams": 4}))),
         ("'temperature' must be a number", experiment(generation=Generation(1, {"temperature": "hot"}))),
         ("only those below 0 come earlier", experiment(links={"x": (0, "s")})),
     ],
@@ -150,6 +153,56 @@ def test_limits_are_positive_ints(value: Any) -> None:
 def test_inputs_that_cannot_be_used(message: str, wrong: Experiment) -> None:
     with pytest.raises(InputError, match=message):
         check(wrong)
+
+
+def _ints(*rows: list[int]) -> Blob:
+    return Blob(
+        "int64", (len(rows), len(rows[0])), b"".join(n.to_bytes(8, "little", signed=True) for r in rows for n in r)
+    )
+
+
+def _with(**keywords: Any) -> Experiment:
+    return experiment(inputs=Inputs((Rows(ids=((1, 2, 3), (4, 5)), kwargs=keywords),)))
+
+
+@pytest.mark.parametrize(
+    ("message", "keywords"),
+    [
+        ("'output_attentions' is not permitted at a service; known: attention_mask", {"output_attentions": True}),
+        ("'past_key_values' is not permitted", {"past_key_values": BIG}),
+        ("'attention_mask' must be a tensor of int64", {"attention_mask": [[1, 1]]}),
+        ("'attention_mask' must be a tensor of int64", {"attention_mask": BIG}),
+        (
+            "'attention_mask' is \\[2, 2\\]; the prompts are 2 rows of at most 3",
+            {"attention_mask": _ints([1, 1], [1, 1])},
+        ),
+        ("'position_ids' is \\[3, 3\\]", {"position_ids": _ints(*[[0, 1, 2]] * 3)}),
+        ("'position_ids' must hold numbers from 0 to 8191", {"position_ids": _ints([0, 1, 8192])}),
+        ("'position_ids' must hold numbers from 0", {"position_ids": _ints([0, -1, 2])}),
+        ("token 50 is not in 0..49", {"decoder_input_ids": _ints([1, 50], [1, 2])}),
+        ("'decoder_input_ids' has no tokens", {"decoder_input_ids": Blob("int64", (2, 0), b"")}),
+    ],
+)
+def test_keywords_of_the_model_are_few_and_fit_the_rows(message: str, keywords: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"invoke 0.*{message}"):
+        check(_with(**keywords))
+
+
+def test_keywords_that_fit_pass_and_count_as_tokens() -> None:
+    good = {name: _ints([0, 1, 1], [0, 0, 1]) for name in ROW_KEYWORDS | DECODER_KEYWORDS}
+    check(_with(**good), tokens=5 + 2 * 6)
+    with pytest.raises(LimitExceeded, match="tokens: 17 asked for, 16 allowed"):
+        check(_with(**good), tokens=16)
+    with pytest.raises(LimitExceeded, match=r"tokens_per_row .*'decoder_input_ids'.: 5 asked for, 4"):
+        check(_with(decoder_input_ids=_ints([1] * 5, [1] * 5)), tokens_per_row=4)
+
+
+def test_a_model_of_tokens_takes_no_arguments_without_names() -> None:
+    with pytest.raises(InputError, match="invoke 0: a model of tokens takes no arguments without names, got 1"):
+        check(experiment(inputs=Inputs((Rows(ids=((1,),), args=(BIG,)),))))
+    with pytest.raises(InputError, match="invoke 0 has no rows"):
+        check(experiment(inputs=Inputs((Rows(kwargs={"decoder_input_ids": _ints([1])}),))))
+    check(experiment(inputs=Inputs((Rows(args=(BIG,), kwargs={"anything": 1}),))), table=_table(plain=True))
 
 
 def test_links_lead_to_earlier_saves() -> None:

@@ -5,6 +5,7 @@ its second argument, `call div` raises ZeroDivisionError with the line of the ca
 knows, `call log` ends the process.
 """
 
+import json
 import os
 import sys
 import time
@@ -12,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from glassworks.graph.backend import Experiment, Generation, Inputs, Results, run_in_order
-from glassworks.graph.check import Limits
 from glassworks.graph.graph import Graph
+from glassworks.graph.limits import Limits
 from glassworks.graph.sites import Event, Site, SiteTable
 from glassworks.graph.wire import Blob
 
@@ -117,7 +118,8 @@ def main() -> int:
     if options.model == "slow":
         time.sleep(60)
     files = {"tokenizer.json": b"{}"}
-    host = ModelHost(FakeBackend(), tokenizer=files, result_bytes=options.result_bytes)
+    limits = Limits(**json.loads(options.limits))
+    host = ModelHost(FakeBackend(), tokenizer=files, result_bytes=limits.result_bytes)
     worker.run(host, socket_path=options.socket, while_open=options.while_open)
     return 0
 

@@ -80,7 +80,7 @@ def test_errors_come_back_with_type_and_line(transport: HTTPTransport, experimen
     assert caught.value.__notes__ == ["  at work.py:11"]
     with pytest.raises(LimitExceeded, match="nodes: 121 asked for, 100 allowed"):
         backend.run_session([experiment(*[("sum",)] * 119)])
-    with pytest.raises(LimitExceeded, match="16000 bytes, 10000 are allowed"):
+    with pytest.raises(LimitExceeded, match="result_bytes: 16000 asked for, 10000 allowed"):
         backend.run_session([experiment(tokens=500)])
     with pytest.raises(ModelError, match="it has: small"):
         RemoteBackend(transport, "large").sites()

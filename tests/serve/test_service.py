@@ -11,6 +11,7 @@ from glassworks.graph import messages, sites
 from glassworks.graph.backend import Experiment, Generation, Inputs, Rows
 from glassworks.graph.graph import Graph
 from glassworks.graph.nodes import ALL_ROWS, Node, Ref
+from glassworks.serve.checks import Checks
 from glassworks.serve.host import ModelHost, tokenizer_files
 from glassworks.serve.local import in_process
 from glassworks.serve.service import Service
@@ -25,7 +26,7 @@ def backend(fake: Any) -> Any:
 def service(fake: Any, backend: Any) -> Service:
     host = ModelHost(backend, tokenizer={"tokenizer.json": b"{}"}, result_bytes=fake.LIMITS.result_bytes)
     hosts = {"small": InProcessTransport(host.handle), "org/small": InProcessTransport(host.handle)}
-    return Service(hosts, limits=fake.LIMITS)
+    return Service(hosts, limits=fake.LIMITS, checker=Checks(fake.LIMITS))
 
 
 def post(service: Service, *experiments: Experiment, name: str = "small") -> tuple[int, Any]:
@@ -49,8 +50,10 @@ def test_what_is_checked_is_what_runs(fake: Any, experiment: Any) -> None:
         return 200, json.dumps(sites.to_json(fake.table())).encode() if path == "/sites" else b"answer"
 
     body = messages.encode_request("small", [experiment()])
-    assert Service({"small": InProcessTransport(handle)}, limits=fake.LIMITS).run("small", body) == (200, b"answer")
-    assert sent[-1] is body
+    service = Service({"small": InProcessTransport(handle)}, limits=fake.LIMITS, checker=Checks(fake.LIMITS))
+    assert service.run("small", body) == (200, b"answer")
+    _, request = list(sent[-1])[1:]
+    assert request is body
 
 
 @pytest.mark.parametrize(
@@ -59,7 +62,12 @@ def test_what_is_checked_is_what_runs(fake: Any, experiment: Any) -> None:
         (422, LimitExceeded, "nodes: 121 asked for, 100 allowed", {"calls": [("sum",)] * 119}),
         (422, LimitExceeded, "tokens_per_row .*: 700 asked for, 600 allowed", {"tokens": 700}),
         (422, GraphError, "at work.py:11", {"calls": [("system",)]}),
-        (422, LimitExceeded, "at least 16000 bytes, 10000 are allowed", {"tokens": 500}),
+        (
+            422,
+            LimitExceeded,
+            "result_bytes: 16000 asked for, 10000 allowed; save less.*\n  at work.py:11",
+            {"tokens": 500},
+        ),
         (422, ZeroDivisionError, "division by zero", {"calls": [("div", 0)]}),
         (422, RemoteError, "Odd: no such thing", {"calls": [("exp",)]}),
     ],
@@ -115,7 +123,7 @@ def test_a_worker_that_is_not_there_is_503(fake: Any, experiment: Any) -> None:
     def handle(method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
         raise RemoteError("no service answers at /private/worker.sock")
 
-    service = Service({"small": InProcessTransport(handle)}, limits=fake.LIMITS)
+    service = Service({"small": InProcessTransport(handle)}, limits=fake.LIMITS, checker=Checks(fake.LIMITS))
     status, error = post(service, experiment())
     assert status == 503
     assert "the worker that holds 'small' is not there" in str(error)
@@ -127,7 +135,8 @@ def test_a_fault_of_the_service_is_500_without_its_insides(fake: Any, experiment
     def handle(method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
         raise OSError("/secret/path")
 
-    status, error = post(Service({"small": InProcessTransport(handle)}, limits=fake.LIMITS), experiment())
+    service = Service({"small": InProcessTransport(handle)}, limits=fake.LIMITS, checker=Checks(fake.LIMITS))
+    status, error = post(service, experiment())
     assert status == 500
     assert "secret" not in str(error)
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import glassworks as gw
-from glassworks.graph.check import GENERATION_OPTIONS, Limits
+from glassworks.graph.check_inputs import GENERATION_OPTIONS
+from glassworks.graph.limits import Limits
 from glassworks.serve.supervise import Running, running_service
 
 PROMPT = "The Eiffel Tower is in the city of"

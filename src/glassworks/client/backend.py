@@ -16,7 +16,7 @@ from glassworks.graph import logs, messages, sites, tree
 from glassworks.graph.backend import Draft, Experiment, Generation, Inputs, Results
 from glassworks.graph.graph import Graph
 from glassworks.graph.sites import SiteTable
-from glassworks.graph.wire import Blob, Constant
+from glassworks.graph.wire import Blob, Constant, json_of
 
 
 def keep_blob(blob: Blob) -> Blob:
@@ -104,9 +104,9 @@ def _heard(graph: Graph, results: Results) -> Results:
     return replace(results, logs=own)
 
 
-def table_from_bytes(data: bytes) -> SiteTable:
+def table_from_bytes(data: bytes | bytearray) -> SiteTable:
     """A site table from the JSON text of a service. Raises WireError."""
     try:
-        return sites.from_json(json.loads(data))
+        return sites.from_json(json_of(bytes(data), "the answer"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WireError(f"the site table of the service cannot be read ({type(error).__name__}: {error})") from None

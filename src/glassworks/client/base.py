@@ -6,11 +6,13 @@ an answer that says no is an answer.
 
 from typing import Protocol
 
+from glassworks.client.content import Body
+
 
 class Transport(Protocol):
     """One way to reach a service."""
 
-    def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    def request(self, method: str, path: str, body: Body | None = None) -> tuple[int, Body]:
         """HTTP's words: a method, an absolute path, a body; gives the status and the body of the answer.
 
         Raises:

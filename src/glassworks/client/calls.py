@@ -3,6 +3,7 @@
 from urllib.parse import quote
 
 from glassworks.client.base import Transport
+from glassworks.client.content import Body, joined
 from glassworks.errors import RemoteError, WireError
 from glassworks.graph.messages import decode_error
 
@@ -12,14 +13,15 @@ def model_path(name: str, what: str) -> str:
     return f"/v1/models/{quote(name, safe='/')}/{what}"
 
 
-def call(transport: Transport, method: str, path: str, body: bytes | None = None) -> bytes:
+def call(transport: Transport, method: str, path: str, body: Body | None = None) -> bytes:
     """The body of a good answer.
 
     Raises:
         Exception: what the service raised, of its own type, with its notes; RemoteError where the answer is
             no message of ours.
     """
-    status, answer = transport.request(method, path, body)
+    status, found = transport.request(method, path, body)
+    answer = bytes(joined(found))
     if 200 <= status < 300:
         return answer
     raise _error(status, answer, f"{method} {path}")

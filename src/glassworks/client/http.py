@@ -5,14 +5,23 @@ errors here.
 """
 
 import weakref
+from collections.abc import Callable
 from types import TracebackType
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import httpx
 
+from glassworks.client.content import Body, Content, Whole, size_of
 from glassworks.errors import InputError, RemoteError
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Kept(Content, Protocol):
+    """A body that is written as it comes."""
+
+    def write(self, chunk: bytes) -> None: ...
 
 
 class HTTPTransport:
@@ -24,6 +33,7 @@ class HTTPTransport:
         uds: path of a Unix socket.
         timeout_s: how long to wait for an answer once connected; a run may take long.
         connect_timeout_s: how long to wait for the connection.
+        keep: where bodies of answers go, for a process that must stay small; None: memory.
     """
 
     def __init__(
@@ -34,6 +44,7 @@ class HTTPTransport:
         uds: str | None = None,
         timeout_s: float = 600.0,
         connect_timeout_s: float = 5.0,
+        keep: Callable[[], Kept] | None = None,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -42,6 +53,7 @@ class HTTPTransport:
             raise InputError("an api_key is plain ASCII text, as `glassworks serve` prints it; the one given is not")
         self._where = uds or url
         self._timeout_s = timeout_s
+        self._keep = keep
         self._client = httpx.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
@@ -52,9 +64,12 @@ class HTTPTransport:
         # People hold models, not connections: these close with the transport when nothing holds it any more.
         self._closing = weakref.finalize(self, self._client.close)
 
-    def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    def request(self, method: str, path: str, body: Body | None = None) -> tuple[int, Body]:
+        content = bytes(body) if isinstance(body, Whole) else body
+        headers = {} if body is None else {"Content-Length": str(size_of(body))}
         try:
-            answer = self._client.request(method, path, content=body)
+            with self._client.stream(method, path, content=content, headers=headers) as answer:  # type: ignore[arg-type]
+                return answer.status_code, self._body(answer)
         except httpx.ConnectError as error:
             raise RemoteError(
                 f"no service answers at {self._where} ({error}); check the address, or start one: glassworks serve toy"
@@ -70,7 +85,14 @@ class HTTPTransport:
                 f"the connection to {self._where} broke during {method} {path} ({reason}); the run may or "
                 "may not have finished: try again"
             ) from None
-        return answer.status_code, answer.content
+
+    def _body(self, answer: httpx.Response) -> Body:
+        if self._keep is None:
+            return answer.read()
+        kept = self._keep()
+        for chunk in answer.iter_raw():
+            kept.write(chunk)
+        return kept
 
     def close(self) -> None:
         """Let go of the connections."""

@@ -6,7 +6,9 @@ The handler is given, because services lie above clients.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-Handle = Callable[[str, str, bytes | None], tuple[int, bytes]]
+from glassworks.client.content import Body
+
+Handle = Callable[[str, str, Body | None], tuple[int, Body]]
 """(method, path, body) -> (status, body)."""
 
 
@@ -16,5 +18,5 @@ class InProcessTransport:
 
     handle: Handle
 
-    def request(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    def request(self, method: str, path: str, body: Body | None = None) -> tuple[int, Body]:
         return self.handle(method, path, body)

@@ -1,6 +1,5 @@
 """A service as a person sees it: which models it has, and the parts that a remote model is made of."""
 
-import json
 from dataclasses import dataclass
 
 from glassworks.client.backend import RemoteBackend, keep_blob
@@ -9,6 +8,7 @@ from glassworks.client.calls import call, model_path
 from glassworks.errors import WireError
 from glassworks.graph import messages, tree
 from glassworks.graph.sites import SiteTable
+from glassworks.graph.wire import json_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,8 @@ class Lab:
     def models(self) -> list[str]:
         """The names of its models."""
         try:
-            return [str(model["name"]) for model in json.loads(call(self.transport, "GET", "/v1/models"))["models"]]
+            answer = json_of(call(self.transport, "GET", "/v1/models"), "the answer")
+            return [str(model["name"]) for model in answer["models"]]
         except (KeyError, TypeError, ValueError) as error:
             raise WireError(f"the list of models cannot be read ({type(error).__name__}: {error})") from None
 

@@ -71,6 +71,8 @@ class LocalBackend:
             raise InputError(f"the graph has {graph.invokes} invokes and was given rows for {len(inputs.invokes)}")
         table, plan = self._placed(graph, inputs, generating=generation is not None)
         frame = Frame(graph, plan, named=inputs.named, device=self.runtime.device, parameter=self.runtime.parameter)
+        if frame.watch is not None:
+            frame.watch.experiment(graph)
         run = ExperimentRun(self, table, frame, inputs, generation)
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
@@ -134,7 +136,7 @@ class ExperimentRun:
                 self._generate(forward, self.generation)
                 continue
             args, inputs, interpreter = self.prepared(forward)
-            self.forwards += 1
+            self._count()
             self.backend.runtime.step(args, inputs, [interpreter])
 
     def prepared(self, forward: Forward) -> Prepared:
@@ -150,6 +152,12 @@ class ExperimentRun:
         interpreter = self._interpreter(forward, {invoke: _WHOLE, ALL_ROWS: _WHOLE}, (invoke,))
         device = self.backend.runtime.device
         return placed(list(own.args), device), placed(dict(own.kwargs), device), interpreter
+
+    def _count(self) -> None:
+        """One more forward pass."""
+        if self.frame.watch is not None:
+            self.frame.watch.forward()
+        self.forwards += 1
 
     def _batch(self, forward: Forward) -> Any:
         own = {invoke: self.inputs.invokes[invoke] for invoke in forward.invokes}

@@ -6,19 +6,18 @@ runs.
 
 Surprises:
 - A string is an argument only where it is short (`reduction="mean"`, an einsum equation).
-- Generation options are a list of permitted names: among transformers' own are some that run code from a
-  repository.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable
 from typing import Any
 
 from glassworks.errors import GlassworksError, GraphError, InputError, LimitExceeded, UnknownOperation
 from glassworks.graph.arguments import plain_values, refusal
-from glassworks.graph.backend import Experiment, Generation, Inputs, Rows
+from glassworks.graph.backend import Experiment, Inputs
+from glassworks.graph.check_inputs import check_generation, check_inputs, leaves
 from glassworks.graph.graph import Graph
 from glassworks.graph.guards import check_branches, check_state
+from glassworks.graph.limits import TEXT_CHARACTERS, Limits, check_text, within
 from glassworks.graph.logs import CHARACTERS
 from glassworks.graph.messages import Request
 from glassworks.graph.nodes import Dtype, Node, Ref
@@ -27,12 +26,8 @@ from glassworks.graph.place import place_inputs
 from glassworks.graph.sites import SiteTable
 from glassworks.graph.wire import ITEM_BYTES, Blob
 
-TEXT_CHARACTERS = 64
 _KEYWORDS = "out device generator memory_format pin_memory requires_grad layout inplace max_norm"
-_OPTIONS = """bad_words_ids decoder_start_token_id do_sample eos_token_id epsilon_cutoff eta_cutoff min_new_tokens min_p
-no_repeat_ngram_size num_beams pad_token_id repetition_penalty suppress_tokens temperature top_k top_p typical_p"""
 REFUSED_KEYWORDS = frozenset(_KEYWORDS.split())
-GENERATION_OPTIONS = frozenset(_OPTIONS.split())
 _ARGUMENTS = {
     "read": "", "write": "R", "skip": "R", "item": "Ri", "parameter": "", "constant": "i",
     "result": "", "backward": "R", "grad": "RR", "grad_write": "RRR", "save": "R",
@@ -44,39 +39,6 @@ _SAVE_KEYWORDS: dict[str, tuple[Any, ...]] = {
     "single": (True, False),
     "each": (True, False),
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What one request may ask for.
-
-    Attributes:
-        body_bytes: the request as it travels.
-        experiments: runs in one request.
-        nodes: of all graphs together.
-        constants_bytes: captured tensors and tensors among the inputs, together, each once.
-        rows: of one experiment, over its invokes.
-        tokens_per_row: of a prompt.
-        tokens: of one experiment's prompts together.
-        max_new_tokens: a row.
-        result_bytes: the saves of all experiments together.
-    """
-
-    body_bytes: int = 256 * 2**20
-    experiments: int = 1024
-    nodes: int = 20_000
-    constants_bytes: int = 192 * 2**20
-    rows: int = 1024
-    tokens_per_row: int = 8192
-    tokens: int = 2**18
-    max_new_tokens: int = 1024
-    result_bytes: int = 256 * 2**20
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if type(value) is not int or value < 1:
-                raise InputError(f"the limit {field.name} must be a positive int, got {value!r}")
 
 
 def check_request(
@@ -96,13 +58,15 @@ def check_request(
         InputError: prompts or arguments that cannot be used.
     """
     experiments = request.experiments
-    _within("experiments", len(experiments), limits.experiments, "send them in several requests")
-    _within(
+    within("experiments", len(experiments), limits.experiments, "send them in several requests")
+    within(
         "nodes",
         sum(len(e.graph) for e in experiments),
         limits.nodes,
         "split the experiment into several requests",
     )
+    taken = sum(node.kind == "backward" for e in experiments for node in e.graph.nodes)
+    within("backwards", taken, limits.backwards, "take derivatives in several requests")
     _check_bytes(experiments, limits)
     for number, experiment in enumerate(experiments):
         try:
@@ -115,18 +79,13 @@ def check_request(
             raise type(error)(f"experiment {number} of {len(experiments)}: {error}") from None
 
 
-def _within(limit: str, given: int, allowed: int, advice: str) -> None:
-    if given > allowed:
-        raise LimitExceeded(f"{limit}: {given} asked for, {allowed} allowed; {advice}")
-
-
 def _check_bytes(experiments: tuple[Experiment, ...], limits: Limits) -> None:
     sizes: dict[int, int] = {}
     for experiment in experiments:
         held: list[Any] = [*experiment.graph.constants, experiment.inputs.named]
         held += [part for rows in experiment.inputs.invokes for part in (rows.args, rows.kwargs)]
-        sizes.update((id(blob), blob.size_bytes) for blob in _leaves(held) if isinstance(blob, Blob))
-    _within(
+        sizes.update((id(blob), blob.size_bytes) for blob in leaves(held) if isinstance(blob, Blob))
+    within(
         "constants_bytes",
         sum(sizes.values()),
         limits.constants_bytes,
@@ -134,31 +93,7 @@ def _check_bytes(experiments: tuple[Experiment, ...], limits: Limits) -> None:
     )
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _leaves(item)
-    elif isinstance(value, dict):
-        yield from _leaves(list(value.values()))
-    else:
-        yield value
-
-
-# Inputs.
-
-
-def check_inputs(inputs: Inputs, table: SiteTable, limits: Limits) -> None:
-    """Refuse prompts and arguments that are over a limit or cannot be.
-
-    Raises:
-        LimitExceeded: names the limit and both figures.
-        InputError: names the invoke and the row.
-    """
-    for k, rows in enumerate(inputs.invokes):
-        _check_rows(rows, table, limits, f"invoke {k}")
-    _within("rows", sum(row_counts(inputs)), limits.rows, "send fewer prompts at once")
-    tokens = sum(len(row) for rows in inputs.invokes for row in rows.ids)
-    _within("tokens", tokens, limits.tokens, "send fewer or shorter prompts at once")
+# Experiments.
 
 
 def _check_experiment(experiment: Experiment, table: SiteTable, limits: Limits) -> None:
@@ -167,46 +102,11 @@ def _check_experiment(experiment: Experiment, table: SiteTable, limits: Limits) 
         raise InputError(f"the graph has {graph.invokes} invokes, and inputs for {len(inputs.invokes)} came with it")
     check_inputs(inputs, table, limits)
     if experiment.generation is not None:
-        _check_generation(experiment.generation, limits)
+        check_generation(experiment.generation, limits)
     given = {*inputs.named, *experiment.links}
     for n, node in enumerate(graph.nodes):
         if node.kind == "input" and node.target not in given:
             raise InputError(f"the input {node.target!r} is missing; given: {sorted(given)}\n  at {graph.where(n)}")
-
-
-def row_counts(inputs: Inputs) -> tuple[int, ...]:
-    """Rows of each invoke; an invoke without token ids counts as one."""
-    return tuple(max(1, len(rows.ids)) for rows in inputs.invokes)
-
-
-def _check_rows(rows: Rows, table: SiteTable, limits: Limits, where: str) -> None:
-    if not (rows.ids or rows.args or rows.kwargs):
-        raise InputError(f"{where} has no rows: give at least one prompt")
-    for r, row in enumerate(rows.ids):
-        if not row:
-            raise InputError(f"{where}: row {r} has no tokens: give at least one")
-        _within(f"tokens_per_row ({where}, row {r})", len(row), limits.tokens_per_row, "shorten the prompt")
-        if table.vocab and (min(row) < 0 or max(row) >= table.vocab):
-            wrong = next(token for token in row if not 0 <= token < table.vocab)
-            raise InputError(f"{where}, row {r}: token {wrong} is not in 0..{table.vocab - 1}, this model's vocabulary")
-        if table.positions and len(row) > table.positions:
-            raise InputError(f"{where}, row {r}: {len(row)} tokens; this model has {table.positions} positions")
-    for name in rows.kwargs:
-        if (why := table.why_not_argument(name)) is not None:
-            raise InputError(f"{where}: {why}")
-    for text in (leaf for leaf in _leaves([rows.args, dict(rows.kwargs)]) if isinstance(leaf, str)):
-        _check_text(text, where)
-
-
-def _check_generation(generation: Generation, limits: Limits) -> None:
-    _within("max_new_tokens", generation.max_new_tokens, limits.max_new_tokens, "generate in several requests")
-    for name, value in generation.options.items():
-        if name not in GENERATION_OPTIONS:
-            raise InputError(
-                f"the generation option {name!r} is not permitted here; known: {sorted(GENERATION_OPTIONS)}"
-            )
-        if any(isinstance(leaf, str | Blob) for leaf in _leaves(value)):
-            raise InputError(f"the generation option {name!r} must be a number, or a list of numbers")
 
 
 def _check_links(experiments: tuple[Experiment, ...], number: int) -> None:
@@ -248,7 +148,7 @@ def _check_node(node: Node, graph: Graph, table: SiteTable) -> None:
     check_branches(node, graph)
     for value in plain_values(node.args, node.kwargs):
         if isinstance(value, str):
-            _check_text(value, node.kind, CHARACTERS + 1 if node.kind == "log" else TEXT_CHARACTERS)
+            check_text(value, node.kind, CHARACTERS + 1 if node.kind == "log" else TEXT_CHARACTERS)
         if type(value) is Dtype and value.name not in ITEM_BYTES:
             raise GraphError(f"{value.name[:40]!r} is not a known dtype; known: {', '.join(ITEM_BYTES)}")
     check = _CHECKS.get(node.kind)
@@ -267,11 +167,6 @@ def _check_shape(node: Node) -> None:
         raise GraphError(f"a {node.kind} takes the arguments {expected} (R a node, i a number), got {given or 'none'}")
     if node.kwargs and node.kind != "save":
         raise GraphError(f"a {node.kind} takes no keywords, got {sorted(name for name, _ in node.kwargs)}")
-
-
-def _check_text(text: str, where: str, limit: int = TEXT_CHARACTERS) -> None:
-    if len(text) >= limit:
-        raise LimitExceeded(f"text in arguments ({where}): {len(text)} characters, fewer than {limit} allowed")
 
 
 def _check_call(node: Node, graph: Graph, table: SiteTable) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from glassworks.errors import WireError
 from glassworks.graph.nodes import GUARDED, AnyLine, Dtype, Guards, Listed, Node, Ref, SentLine, Slice, refs_in
+from glassworks.graph.wire import spell
 
 VERSION = 1
 KINDS = frozenset(
@@ -38,6 +39,7 @@ KINDS = frozenset(
 )
 """What travels: functions of the author's (`apply`, `effect`) do not."""
 _DEPTH = 16
+_NAME_CHARACTERS = 256
 
 
 def argument_to_json(value: Any) -> Any:
@@ -71,14 +73,14 @@ def argument_from_json(value: Any, where: str, depth: int = 0) -> Any:
         return value
     if type(value) is int:
         if abs(value) >= 2**63:
-            raise WireError(f"{where}: {value} does not fit 64 bits")
+            raise WireError(f"{where}: {spell(value)} does not fit 64 bits")
         return value
     if isinstance(value, list):
         return Listed(argument_from_json(item, where, depth + 1) for item in value)
     if isinstance(value, dict) and len(value) == 1:
         [(tag, inner)] = value.items()
         return _tagged(tag, inner, where, depth)
-    raise WireError(f"{where}: not an argument: {str(value)[:80]}")
+    raise WireError(f"{where}: not an argument: {spell(value)}")
 
 
 def _tagged(tag: str, inner: Any, where: str, depth: int) -> Any:
@@ -97,7 +99,7 @@ def _tagged(tag: str, inner: Any, where: str, depth: int) -> Any:
             return Ellipsis
         case "tuple" if isinstance(inner, list):
             return tuple(argument_from_json(item, where, depth + 1) for item in inner)
-    raise WireError(f"{where}: not an argument: {tag!r}")
+    raise WireError(f"{where}: not an argument: {spell(tag)}")
 
 
 def _float(text: str, where: str) -> float:
@@ -138,12 +140,14 @@ def node_from_json(value: Any, position: int) -> tuple[Node, SentLine | None]:
     """The inverse of `node_to_json`. WireError names the node by its position."""
     where = f"node {position}"
     if not isinstance(value, dict) or not set(value) <= _FIELDS or not _is_kind(value.get("kind")):
-        raise WireError(f"{where}: not a node of version {VERSION}: {str(value)[:120]}")
+        raise WireError(f"{where}: not a node of version {VERSION}: {spell(value)}")
     line = _line(value.get("line"), where)
     where = f"{where} ({line})" if line else where
     target, args, kwargs = value.get("target", ""), value.get("args", []), value.get("kwargs", {})
     if not isinstance(target, str) or not isinstance(args, list) or not isinstance(kwargs, dict):
         raise WireError(f"{where}: target, args or kwargs are of the wrong type")
+    if max(map(len, (target, *kwargs))) > _NAME_CHARACTERS:
+        raise WireError(f"{where}: a name of more than {_NAME_CHARACTERS} characters")
     own_args = tuple(argument_from_json(item, where) for item in args)
     own_kwargs = tuple((name, argument_from_json(item, where)) for name, item in kwargs.items())
     when = _guards(value.get("when"), value["kind"], where)
@@ -152,7 +156,7 @@ def node_from_json(value: Any, position: int) -> tuple[Node, SentLine | None]:
         raise WireError(f"{where}: refers to node {max(deps)}, which does not come before it")
     invoke = value.get("invoke", -1)
     if type(invoke) is not int or invoke < -1:
-        raise WireError(f"{where}: invoke must be a number, got {invoke!r}")
+        raise WireError(f"{where}: invoke must be a number, got {spell(invoke)}")
     node = Node(value["kind"], target, own_args, own_kwargs, deps, invoke, _steps(value.get("steps"), where), when)
     return node, line
 
@@ -179,7 +183,7 @@ def _steps(value: Any, where: str) -> tuple[int, int | None] | None:
         return None
     good = isinstance(value, list) and len(value) == 2 and type(value[0]) is int and value[0] >= 0
     if not good or not (value[1] is None or (type(value[1]) is int and value[1] > value[0])):
-        raise WireError(f"{where}: steps must be [first, end], got {value!r}")
+        raise WireError(f"{where}: steps must be [first, end], got {spell(value)}")
     return value[0], value[1]
 
 
@@ -187,7 +191,7 @@ def _line(value: Any, where: str) -> SentLine | None:
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str) or type(value[1]) is not int:
-        raise WireError(f"{where}: line must be [file, number], got {str(value)[:80]}")
+        raise WireError(f"{where}: line must be [file, number], got {spell(value)}")
     name = value[0].replace("\\", "/").rpartition("/")[2]
     if len(name) > 200 or not name.isprintable():
         raise WireError(f"{where}: line names no file")

@@ -118,7 +118,7 @@ class Graph:
         if not isinstance(message, dict) or set(message) != fields or not isinstance(message["nodes"], list):
             raise WireError(f"a graph must have the fields {', '.join(sorted(fields))}")
         if message["version"] != codec.VERSION:
-            raise WireError(f"a graph of version {message['version']!r}; this side reads {codec.VERSION}")
+            raise WireError(f"a graph of version {wire.spell(message['version'])}; this side reads {codec.VERSION}")
         counts = [message["invokes"], message["seed"], message["constants"]]
         if any(type(count) is not int or not 0 <= count < 2**63 for count in counts):
             raise WireError("invokes, seed and constants must be numbers")

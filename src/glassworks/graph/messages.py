@@ -307,10 +307,7 @@ def encode_error(error: BaseException) -> bytes:
 
 def decode_error(data: bytes | memoryview) -> Exception:
     """The error to raise. WireError: not an error message of ours."""
-    try:
-        message = json.loads(bytes(data))
-    except (ValueError, RecursionError) as error:
-        raise WireError(f"the error message is not JSON: {error}") from None
+    message = wire.json_of(bytes(data), "the error message")
     body = _fields(_fields(message, {"error"}, "message")["error"], {"type", "message", "notes"}, "error", True)
     if not isinstance(body["type"], str) or not isinstance(body["message"], str) or not isinstance(body["notes"], list):
         raise WireError("error: type and message must be text, notes a list")
@@ -354,7 +351,7 @@ def _fields(value: Any, fields: set[str], where: str, versioned: bool = False) -
     version = value.get("version") if versioned else VERSION
     if type(version) is not int or version != VERSION:
         raise WireError(
-            f"{where}: version {str(version)[:40]}; this side reads {VERSION}: upgrade the older of the two"
+            f"{where}: version {wire.spell(version)}; this side reads {VERSION}: upgrade the older of the two"
         )
     expected = fields | ({"version"} if versioned else set())
     for name in sorted(expected - set(value)):

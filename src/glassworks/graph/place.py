@@ -26,6 +26,7 @@ BEFORE = -1
 """The event of what needs no forward pass: constants, inputs, weights, and what follows from them."""
 
 _KEPT = 256
+_KEPT_NODES = 100_000
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def place(
     key = (graph.structure, counts, rows, generating, alone)
     plan = table.plans.get(key)
     if plan is None:
-        if len(table.plans) >= _KEPT:
+        if len(table.plans) >= _KEPT or sum(len(kept[0]) for kept in table.plans) + len(graph) > _KEPT_NODES:
             table.plans.clear()
         plan = table.plans[key] = _Placer(graph, table, generating, alone).plan(row_counts, rows)
     return plan  # type: ignore[no-any-return]

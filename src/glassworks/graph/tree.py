@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from glassworks.errors import InputError, WireError
-from glassworks.graph.wire import Blob, Constant
+from glassworks.graph.wire import Blob, Constant, spell
 
 DEPTH = 32
 """How deep a tree may be nested."""
@@ -91,7 +91,7 @@ def unflatten(value: Any, leaves: Sequence[Any], *, where: str, depth: int = 0) 
     if isinstance(value, dict) and len(value) == 1:
         [(tag, inner)] = value.items()
         return _tagged(tag, inner, leaves, where, depth)
-    raise WireError(f"{where}: not a value: {str(value)[:80]}")
+    raise WireError(f"{where}: not a value: {spell(value)}")
 
 
 def _tagged(tag: str, inner: Any, leaves: Sequence[Any], where: str, depth: int) -> Any:

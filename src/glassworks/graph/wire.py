@@ -8,6 +8,7 @@ numpy loader refuses bf16; and it is read strictly: every offset is checked befo
 import hashlib
 import json
 import math
+import reprlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ _TO_WIRE = {
 _FROM_WIRE = {wire: name for name, wire in _TO_WIRE.items()}
 _HEADER_LIMIT_BYTES = 64 * 2**20
 _KEY = "glassworks"
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 60
+_SHORT.maxlevel = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +72,9 @@ class Constant(Protocol):
 
 def digest(blob: Blob) -> str:
     """SHA-256 of dtype, shape and values: equal digests mean equal bits."""
-    head = f"{blob.dtype}{list(blob.shape)}".encode()
-    return hashlib.sha256(head + b"\0" + bytes(blob.data)).hexdigest()
+    found = hashlib.sha256(f"{blob.dtype}{list(blob.shape)}".encode() + b"\0")
+    found.update(blob.data)
+    return found.hexdigest()
 
 
 def pack(message: Mapping[str, Any], blobs: Mapping[str, Blob]) -> bytes:
@@ -105,15 +110,20 @@ def unpack(data: bytes | memoryview) -> tuple[dict[str, Any], dict[str, Blob]]:
     for name, (dtype, shape, begin, end) in sorted(entries, key=lambda entry: entry[1][2:]):
         if begin != expected or end > len(body):
             raise WireError(
-                f"tensor {name!r}: bytes {begin}:{end} do not follow {expected} or pass the end, {len(body)}"
+                f"tensor {spell(name)}: bytes {begin}:{end} do not follow {expected} or pass the end, {len(body)}"
             )
         if math.prod(shape) * ITEM_BYTES[dtype] != end - begin:
-            raise WireError(f"tensor {name!r}: {dtype} of shape {list(shape)} does not fill bytes {begin}:{end}")
+            raise WireError(f"tensor {spell(name)}: {dtype} of shape {list(shape)} does not fill bytes {begin}:{end}")
         blobs[name] = Blob(dtype, shape, body[begin:end])
         expected = end
     if expected != len(body):
         raise WireError(f"bytes {expected}:{len(body)} after the last tensor belong to nothing")
     return message, blobs
+
+
+def spell(value: Any) -> str:
+    """A foreign value as a message shows it: short, however long or deep it is."""
+    return _SHORT.repr(value)[:100]
 
 
 def _header(view: memoryview) -> tuple[dict[str, Any], int]:
@@ -124,7 +134,7 @@ def _header(view: memoryview) -> tuple[dict[str, Any], int]:
         raise WireError(
             f"bytes 0:8 give a header of {size} bytes; {len(view) - 8} follow, {_HEADER_LIMIT_BYTES} are allowed"
         )
-    header = _json(bytes(view[8 : 8 + size]), f"bytes 8:{8 + size}")
+    header = json_of(bytes(view[8 : 8 + size]), f"bytes 8:{8 + size}")
     if not isinstance(header, dict):
         raise WireError(f"bytes 8:{8 + size} must hold a JSON object, got {type(header).__name__}")
     return header, 8 + size
@@ -133,13 +143,15 @@ def _header(view: memoryview) -> tuple[dict[str, Any], int]:
 def _message(metadata: Any) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not isinstance(metadata.get(_KEY), str):
         raise WireError(f"header field __metadata__.{_KEY} must be a JSON text")
-    message = _json(metadata[_KEY].encode(errors="surrogatepass"), f"header field __metadata__.{_KEY}")
+    message = json_of(metadata[_KEY], f"header field __metadata__.{_KEY}")
     if not isinstance(message, dict):
         raise WireError(f"header field __metadata__.{_KEY} must hold a JSON object")
     return message
 
 
-def _json(text: bytes, where: str) -> Any:
+def json_of(text: bytes | str, where: str) -> Any:
+    """A JSON value, read strictly: UTF-8, no NaN, no field twice. WireError names `where`."""
+
     def refuse(name: str) -> Any:
         raise WireError(f"{where}: {name} is not JSON")
 
@@ -150,7 +162,8 @@ def _json(text: bytes, where: str) -> Any:
         return found
 
     try:
-        return json.loads(text, parse_constant=refuse, object_pairs_hook=unique)
+        plain = text if isinstance(text, str) else text.decode()  # json itself would guess at other encodings
+        return json.loads(plain, parse_constant=refuse, object_pairs_hook=unique)
     except WireError:
         raise
     except (ValueError, RecursionError) as error:
@@ -159,13 +172,13 @@ def _json(text: bytes, where: str) -> Any:
 
 def _entry(name: str, value: Any) -> tuple[str, tuple[int, ...], int, int]:
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise WireError(f"header field {name!r} must have dtype, shape and data_offsets")
+        raise WireError(f"header field {spell(name)} must have dtype, shape and data_offsets")
     dtype = _FROM_WIRE.get(value["dtype"]) if isinstance(value["dtype"], str) else None
     if dtype is None:
-        raise WireError(f"header field {name!r}: unknown dtype {value['dtype']!r}")
+        raise WireError(f"header field {spell(name)}: unknown dtype {spell(value['dtype'])}")
     shape, offsets = value["shape"], value["data_offsets"]
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2 or len(shape) > 64:
-        raise WireError(f"header field {name!r}: shape and data_offsets must be lists of sizes")
+        raise WireError(f"header field {spell(name)}: shape and data_offsets must be lists of sizes")
     return dtype, tuple(shape), offsets[0], offsets[1]
 
 

@@ -11,6 +11,7 @@ import torch
 from glassworks.graph.backend import Draft
 from glassworks.graph.logs import LogEntry
 from glassworks.graph.place import Plan
+from glassworks.run.watch import watch
 from glassworks.trace.tensors import as_tensor
 
 
@@ -25,6 +26,7 @@ class Frame:
         given: memory of the model's outputs that a save has given away; another save of it copies.
         early: nodes that a backward has computed before their turn.
         logs: what `gw.log` has said so far.
+        watch: who is told of the run, if anybody is.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Frame:
         self.given: set[int] = set()
         self.logs: list[LogEntry] = []
         self.named, self.device, self.parameter = named, device, parameter
+        self.watch = watch()
         self.takes_gradients = any(forward.has_backward for forward in plan.forwards)
 
     def constant(self, node: int) -> torch.Tensor:

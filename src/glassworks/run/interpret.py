@@ -83,6 +83,8 @@ class Interpreter:
         """Start a step of a generation: which rows it has, and which invokes still have live ones."""
         self.step, self.sizes, self.slots = step, sizes, slots
         self._quick = {}
+        if self.frame.watch is not None:
+            self.frame.watch.forward()
         frame = self.frame
         found = {}
         for event, members in self.forward.actions:
@@ -286,6 +288,8 @@ class Interpreter:
 
     def _run(self, n: int, node: Any) -> None:
         frame = self.frame
+        if frame.watch is not None and n in frame.watch.late:
+            frame.watch.node(n, *self.arguments(n))
         match node.kind:
             case "call":
                 frame.values[n] = self._call(n)

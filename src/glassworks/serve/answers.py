@@ -1,11 +1,13 @@
 """Answers of a service, and which status says what.
 
-400  bytes that are not a message of ours        413  a body over the limit (found while it arrives)
-401  no key, or one that is not known            422  refused by a check, over another limit, or failed while
-it ran 404  no such model                               503  the worker is not there; Retry-After says when to
-try again 500  a fault of the service; its log has the rest
+400  bytes that are not a message of ours        415  a body that is compressed
+401  no key, or one that is not known            422  refused by a check, over another limit, or failed while it ran
+404  no such model, or no such path              500  a fault of the service; its log has the rest
+408  a body that did not come in time            503  the worker is not there, or no room; Retry-After says when
+413  a body over the limit (found as it comes)        to try again
 """
 
+from glassworks.client.content import Body
 from glassworks.errors import (
     GraphError,
     InputError,
@@ -15,9 +17,10 @@ from glassworks.errors import (
     Unauthorized,
     WireError,
 )
+from glassworks.graph.limits import Limits
 from glassworks.graph.messages import encode_error
 
-Answer = tuple[int, bytes]
+Answer = tuple[int, Body]
 """(status, body); the body of a refusal is an encoded error."""
 
 RETRY_AFTER_S = 5
@@ -41,3 +44,11 @@ def status_of(error: Exception) -> int:
 def refusal(status: int, error: BaseException) -> Answer:
     """An error as an answer."""
     return status, encode_error(error)
+
+
+def too_large(size_bytes: int, limits: Limits) -> LimitExceeded:
+    """The refusal of a body, by its announced or counted size."""
+    return LimitExceeded(
+        f"body_bytes: a request of {size_bytes} bytes or more, {limits.body_bytes} allowed; "
+        f"send smaller tensors, or several requests"
+    )

@@ -1,29 +1,37 @@
 """What a service answers, whatever carries the questions: the same handlers behind a web server and in a
 process.
 
-A service holds no weights. It checks each request against the site table and the limits, and hands what
-passes on, unchanged, to the host of the model: the bytes that were checked are the bytes that run.
+A service holds no weights and looks into no request. A checker does, with the site table and the limits; what it
+lets pass goes on, unchanged, to the host of the model: the bytes that were checked are the bytes that run.
 """
 
 import json
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Protocol
 from urllib.parse import unquote
 
-from glassworks.client.backend import table_from_bytes
 from glassworks.client.base import Transport
 from glassworks.client.calls import call
+from glassworks.client.content import Body, framed, joined, size_of
 from glassworks.client.inprocess import InProcessTransport
-from glassworks.errors import GlassworksError, LimitExceeded, ModelError, RemoteError, WireError
-from glassworks.graph.backend import Inputs
-from glassworks.graph.check import Limits, check_inputs, check_request
-from glassworks.graph.messages import decode_inputs, decode_request, encode_inputs
-from glassworks.graph.sites import SiteTable
-from glassworks.serve.answers import RETRY_AFTER_S, Answer, refusal, status_of
+from glassworks.errors import GlassworksError, ModelError, RemoteError
+from glassworks.graph.limits import Limits
+from glassworks.serve.answers import RETRY_AFTER_S, Answer, refusal, status_of, too_large
 
 _LOG = logging.getLogger("glassworks.serve")
 _PREFIX = "/v1/models/"
+
+
+class Checker(Protocol):
+    """What decides about requests: `checks.Checks`, in this process or behind a pipe to one of its own."""
+
+    def learn(self, model: str, table: bytes) -> None:
+        """Take in the site table of a model."""
+
+    def check(self, what: str, model: str, body: Body, ask: Callable[[str, bytes], Body]) -> Answer:
+        """200 and a verdict for the model's host, or the refusal; `ask` answers what only the host knows."""
 
 
 class Service:
@@ -32,14 +40,15 @@ class Service:
     Args:
         hosts: how to reach each model.
         limits: what one request may ask for.
+        checker: decides what may run.
     """
 
-    def __init__(self, hosts: Mapping[str, Transport], *, limits: Limits) -> None:
+    def __init__(self, hosts: Mapping[str, Transport], *, limits: Limits, checker: Checker) -> None:
         self.limits = limits
-        self._hosts = dict(hosts)
-        self._tables: dict[str, tuple[SiteTable, bytes]] = {}
+        self._hosts, self._checker = dict(hosts), checker
+        self._tables: dict[str, bytes] = {}
 
-    def handle(self, method: str, path: str, body: bytes | None = None) -> Answer:
+    def handle(self, method: str, path: str, body: Body | None = None) -> Answer:
         """Any request by its path: how a client in this process asks."""
         if method == "GET" and path == "/healthz":
             return self.health()
@@ -68,9 +77,9 @@ class Service:
 
     def sites(self, name: str) -> Answer:
         """The site table of a model, as JSON."""
-        return self._answer(lambda: (200, self._table(name)[1]))
+        return self._answer(lambda: (200, self._table(name)))
 
-    def sites_for(self, name: str, body: bytes) -> Answer:
+    def sites_for(self, name: str, body: Body) -> Answer:
         """The site table of a plain module for inputs of some shapes, as JSON."""
         return self._answer(lambda: self._sites_for(name, body))
 
@@ -78,19 +87,9 @@ class Service:
         """The files of a model's tokenizer, as one message."""
         return self._answer(lambda: self._ask(name, "GET", "/tokenizer"))
 
-    def run(self, name: str, body: bytes) -> Answer:
+    def run(self, name: str, body: Body) -> Answer:
         """Check experiments, then let the model's host run them."""
         return self._answer(lambda: self._run(name, body))
-
-    def too_large(self, size_bytes: int) -> Answer:
-        """The refusal of a body, by its announced or counted size."""
-        return refusal(
-            413,
-            LimitExceeded(
-                f"body_bytes: a request of {size_bytes} bytes or more, {self.limits.body_bytes} allowed; "
-                f"send smaller tensors, or several requests"
-            ),
-        )
 
     def _answer(self, make: Callable[[], Answer]) -> Answer:
         try:
@@ -103,7 +102,7 @@ class Service:
             _LOG.exception("a request failed inside the service")
             return refusal(500, RemoteError("the service failed at this request; its log says why"))
 
-    def _ask(self, name: str, method: str, path: str, body: bytes | None = None) -> Answer:
+    def _ask(self, name: str, method: str, path: str, body: Body | None = None) -> Answer:
         """The host's own answer."""
         self._check_name(name)
         try:
@@ -116,7 +115,7 @@ class Service:
                 f"{RETRY_AFTER_S} s"
             ) from None
 
-    def _good(self, name: str, method: str, path: str, body: bytes | None = None) -> bytes:
+    def _good(self, name: str, method: str, path: str, body: Body | None = None) -> bytes:
         """The body of the host's answer, if the host did not refuse; its refusal is raised."""
         return call(InProcessTransport(partial(self._ask, name)), method, path, body)
 
@@ -124,11 +123,12 @@ class Service:
         if name not in self._hosts:
             raise _NoSuchModel(f"this service has no model {name!r}; it has: {', '.join(self._hosts)}")
 
-    def _table(self, name: str) -> tuple[SiteTable, bytes]:
+    def _table(self, name: str) -> bytes:
         self._check_name(name)
         if name not in self._tables:
-            data = self._good(name, "GET", "/sites")
-            self._tables[name] = (table_from_bytes(data), data)
+            table = self._good(name, "GET", "/sites")
+            self._checker.learn(name, table)
+            self._tables[name] = table
         return self._tables[name]
 
     def _health(self) -> Answer:
@@ -136,26 +136,24 @@ class Service:
             self._good(name, "GET", "/healthz")
         return 200, b'{"status": "ok"}'
 
-    def _run(self, name: str, body: bytes) -> Answer:
-        self._check_name(name)
-        if len(body) > self.limits.body_bytes:
-            return self.too_large(len(body))
-        request = decode_request(body)
-        if request.model != name:
-            raise WireError(f"request: the message is for the model {request.model!r} and was sent to {name!r}")
-        table = self._table(name)[0]
-        check_request(request, table, self.limits, table_of=partial(self._table_of, name))
-        return self._ask(name, "POST", "/run", body)
+    def _checked(self, what: str, name: str, body: Body) -> Answer:
+        """The checker's answer to a body that is within the limit."""
+        self._table(name)
+        if size_of(body) > self.limits.body_bytes:
+            return refusal(413, too_large(size_of(body), self.limits))
+        return self._checker.check(what, name, body, partial(self._asked, name))
 
-    def _sites_for(self, name: str, body: bytes) -> Answer:
-        self._check_name(name)
-        if len(body) > self.limits.body_bytes:
-            return self.too_large(len(body))
-        check_inputs(decode_inputs(body), self._table(name)[0], self.limits)
-        return self._ask(name, "POST", "/sites", body)
+    def _asked(self, name: str, what: str, about: bytes) -> bytes:
+        """What a check wants to know of the host: the sites of a plain module for some inputs."""
+        return self._good(name, "POST", f"/{what}", about)
 
-    def _table_of(self, name: str, inputs: Inputs) -> SiteTable:
-        return table_from_bytes(self._good(name, "POST", "/sites", encode_inputs(inputs)))
+    def _run(self, name: str, body: Body) -> Answer:
+        status, verdict = self._checked("run", name, body)
+        return (status, verdict) if status != 200 else self._ask(name, "POST", "/run", framed([joined(verdict), body]))
+
+    def _sites_for(self, name: str, body: Body) -> Answer:
+        status, verdict = self._checked("inputs", name, body)
+        return (status, verdict) if status != 200 else self._ask(name, "POST", "/sites", body)
 
 
 class _NoSuchModel(ModelError):

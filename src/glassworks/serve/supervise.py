@@ -21,7 +21,7 @@ from pathlib import Path
 
 from glassworks.client.http import HTTPTransport
 from glassworks.errors import InputError, ModelError, RemoteError
-from glassworks.graph.check import Limits
+from glassworks.graph.limits import Limits
 from glassworks.serve.keys import Keys, new_key
 
 WORKER = (sys.executable, "-m", "glassworks.serve.worker")
@@ -181,13 +181,15 @@ def _children(
 ) -> tuple[_Child, _Child]:
     path = str(Path(folder) / "worker.sock")
     alive = ["--while-open", str(lifeline)]
-    worker = ["--model", model, "--socket", path, "--result-bytes", str(limits.result_bytes), *alive]
+    worker = ["--model", model, "--socket", path, "--limits", json.dumps(asdict(limits)), *alive]
     web = [
         "--model",
         model,
         path,
         "--keys",
         str(Path(folder) / "keys"),
+        "--folder",
+        folder,
         "--limits",
         json.dumps(asdict(limits)),
         *alive,

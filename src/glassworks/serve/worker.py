@@ -7,6 +7,7 @@ while a run is under way. Torch and transformers are imported here, and nowhere 
 """
 
 import argparse
+import json
 import os
 import socket
 import stat
@@ -23,8 +24,8 @@ from starlette.routing import Route
 
 from glassworks.errors import GlassworksError, InputError
 from glassworks.graph.backend import Backend, Inputs, Rows
-from glassworks.graph.check import Limits
 from glassworks.graph.graph import Graph
+from glassworks.graph.limits import Limits
 from glassworks.graph.nodes import ALL_ROWS, Node, Ref
 from glassworks.serve.host import ModelHost, tokenizer_files
 from glassworks.serve.lifeline import end_with
@@ -32,16 +33,20 @@ from glassworks.serve.lifeline import end_with
 _GRACE_S = 5
 
 
-def load_host(name: str, *, result_bytes: int) -> ModelHost:
+def load_host(name: str, *, limits: Limits) -> ModelHost:
     """The host of a model that `gw.load` can load. It has run once, so that its weights are here and it works."""
     from glassworks.loading import load
     from glassworks.serve.connect import as_leaf
+    from glassworks.serve.local import watching
     from glassworks.trace.tensors import from_blob
 
     model = load(name)
     try_out(model.backend)
     files = tokenizer_files(model.tokenizer)
-    return ModelHost(model.backend, tokenizer=files, result_bytes=result_bytes, as_leaf=as_leaf, from_blob=from_blob)
+    return ModelHost(
+        model.backend, tokenizer=files, result_bytes=limits.result_bytes, watching=watching(model.backend, limits),
+        as_leaf=as_leaf, from_blob=from_blob,
+    )  # fmt: skip
 
 
 def try_out(backend: Backend) -> None:
@@ -105,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--model", required=True, help="what gw.load takes: toy, a Hugging Face id, or a folder")
     found.add_argument("--socket", required=True, help="path of the Unix socket to listen on")
-    found.add_argument("--result-bytes", type=int, default=Limits().result_bytes, help="how much one request may save")
+    found.add_argument("--limits", default="{}", help="limits that differ from the usual ones, as JSON")
     found.add_argument("--while-open", type=int, metavar="FD", help="end when this pipe closes at its other end")
     return found
 
@@ -114,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Load a model and serve it. Gives the exit code."""
     options = parser().parse_args(arguments)
     try:
-        host = load_host(options.model, result_bytes=options.result_bytes)
+        host = load_host(options.model, limits=Limits(**json.loads(options.limits)))
         run(host, socket_path=options.socket, while_open=options.while_open)
     except GlassworksError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -31,6 +31,7 @@ class Written(Protocol):
 
 
 Sizes = Mapping[str, int | None]
+Perform = Callable[[int, tuple[Any, ...], dict[str, Any]], Any]
 _STAND_INS = (5, 11)
 
 
@@ -45,12 +46,25 @@ class Shapes:
     """Meta tensors of the nodes of one recorder, worked out on demand.
 
     `sizes_of(invoke, steps)` gives the sizes of batch, seq and source where a site was written; None: it differs.
+    `perform(node, args, kwargs)` stands in for torch where somebody wants to look at a call first.
     """
 
-    def __init__(self, recorder: Written, sizes_of: Callable[[int, Any], Sizes]) -> None:
+    def __init__(
+        self, recorder: Written, sizes_of: Callable[[int, Any], Sizes], *, perform: Perform | None = None
+    ) -> None:
         self._recorder = recorder
         self._sizes_of = sizes_of
+        self._perform = perform
         self._known: tuple[dict[int, Any], dict[int, Any]] = ({}, {})
+
+    def given(self, node: int, value: Any) -> None:
+        """Say what a node gives, where somebody knows better."""
+        for known in self._known:
+            known[node] = value
+
+    def settled(self, node: int) -> Any:
+        """The meta tensor alone, where every size is known."""
+        return self._meta(node, 0)
 
     def __call__(self, node: int) -> Any:
         """A meta tensor (or several, in torch's structure); `Unsure` where an axis is not known."""
@@ -155,6 +169,8 @@ class Shapes:
         args, kwargs = arguments(node, known.__getitem__)
         if node.target in ("getitem", "setitem_"):
             args = (args[0], _index(args[1]), *args[2:])
+        if self._perform is not None:
+            return self._perform(n, args, kwargs)
         perform = _RULES.get(node.target) or binding.bound(node.target)
         try:
             return perform(*args, **kwargs)

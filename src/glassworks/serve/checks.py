@@ -1,0 +1,92 @@
+"""Everything that is decided about a stranger's bytes before any model work: read, checked, priced.
+
+The same code in the process that a service has for it and, for `gw.connect(model)`, in the caller's own. Holds no
+weights: the site table says all that is needed of the model.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from glassworks.client.backend import table_from_bytes
+from glassworks.client.content import Body, Whole, joined, size_of
+from glassworks.errors import GlassworksError, LimitExceeded, RemoteError, WireError
+from glassworks.graph.backend import Inputs
+from glassworks.graph.check import check_request
+from glassworks.graph.check_inputs import check_inputs
+from glassworks.graph.limits import Limits
+from glassworks.graph.messages import decode_inputs, decode_request, encode_inputs
+from glassworks.graph.sites import SiteTable
+from glassworks.serve.answers import Answer, refusal, status_of
+from glassworks.serve.quote import quote_request
+
+_LOG = logging.getLogger("glassworks.serve")
+Ask = Callable[[str, bytes], Body]
+"""A question of the check's: (what, about what) -> the answer."""
+
+
+class Checks:
+    """What may run, by the site tables of the models that it was told of."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._tables: dict[str, SiteTable] = {}
+
+    @property
+    def tables(self) -> Iterable[SiteTable]:
+        """The site tables."""
+        return self._tables.values()
+
+    def learn(self, model: str, table: Whole) -> None:
+        """Take in a site table."""
+        self._tables[model] = table_from_bytes(table)
+
+    def check(self, what: str, model: str, body: Body, ask: Ask) -> Answer:
+        """200 and a verdict for the model's host, or the refusal.
+
+        Args:
+            what: `run` for a request, `inputs` for what a plain module's sites depend on.
+            ask: answers `sites`: the table of a plain module, for encoded inputs.
+        """
+        try:
+            table = self._tables[model]
+            if what == "inputs":
+                check_inputs(decode_inputs(memoryview(joined(body))), table, self.limits)
+                return 200, b"{}"
+            return 200, json.dumps(self._request(model, table, memoryview(joined(body)), ask)).encode()
+        except GlassworksError as error:
+            return refusal(status_of(error), error)
+        except MemoryError:
+            return refusal(422, out_of_memory(self.limits, size_of(body)))
+        except Exception as error:  # noqa: BLE001 - torch's own words on a node's shapes, or a fault of ours
+            if getattr(error, "__notes__", None):
+                return refusal(422, error)
+            _LOG.exception("a check failed")
+            return refusal(500, RemoteError("the check of this request failed; the service's log says why"))
+
+    def _request(self, model: str, table: SiteTable, body: memoryview, ask: Ask) -> dict[str, Any]:
+        request = decode_request(body)
+        if request.model != model:
+            raise WireError(f"request: the message is for the model {request.model!r} and was sent to {model!r}")
+        table_of = partial(_table_of, table, ask, {})
+        check_request(request, table, self.limits, table_of=table_of)
+        return {"late": quote_request(request.experiments, self.limits, table_of)}
+
+
+def _table_of(table: SiteTable, ask: Ask, known: dict[int, SiteTable], inputs: Inputs) -> SiteTable:
+    """The table of the model; of a plain module, for inputs of these shapes."""
+    if not table.plain:
+        return table
+    if id(inputs) not in known:
+        known[id(inputs)] = table_from_bytes(joined(ask("sites", encode_inputs(inputs))))
+    return known[id(inputs)]
+
+
+def out_of_memory(limits: Limits, body_bytes: int) -> LimitExceeded:
+    """The refusal of a request that took too much memory to look at."""
+    return LimitExceeded(
+        f"check_bytes: reading and checking this request of {body_bytes} bytes needs more than the "
+        f"{limits.check_bytes} bytes that are allowed; send smaller graphs, or fewer tokens"
+    )
