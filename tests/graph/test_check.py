@@ -219,8 +219,8 @@ def test_generation_options_run_no_code() -> None:
 def test_a_plain_module_has_a_table_for_its_inputs() -> None:
     asked = []
 
-    def table_of(inputs: Inputs) -> SiteTable:
-        asked.append(inputs)
+    def table_of(own: Experiment) -> SiteTable:
+        asked.append(own.inputs)
         return _table(plain=True)
 
     bare = SiteTable(family="Plain", events=(), sites={}, plain=True)

@@ -169,7 +169,7 @@ def test_arguments_round_trip(args: tuple[Any, ...], named: dict[str, Any]) -> N
     assert same(own.invokes[0].args, args)
     assert same(own.invokes[0].kwargs, named)
     assert same(own.named, named)
-    assert same(messages.decode_inputs(messages.encode_inputs(inputs)).invokes[0].args, args)
+    assert same(messages.decode_inputs(messages.encode_inputs(inputs))[0].invokes[0].args, args)
 
 
 def test_tensors_of_inputs_go_through_the_converters() -> None:

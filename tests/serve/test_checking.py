@@ -129,7 +129,7 @@ def test_what_only_the_host_knows_is_asked_of_it(fake: Any, experiment: Any) -> 
     questions = []
 
     def host(what: str, about: bytes) -> bytes:
-        questions.append((what, messages.decode_inputs(about)))
+        questions.append((what, messages.decode_inputs(about)[0]))
         time.sleep(1.5)
         return json.dumps(sites.to_json(fake.table(tokens=5))).encode()
 

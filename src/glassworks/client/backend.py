@@ -48,14 +48,18 @@ class RemoteBackend:
         self._by_shapes: dict[Any, SiteTable] = {}
 
     def sites(self, inputs: Inputs | None = None, *, within: frozenset[str] = frozenset()) -> SiteTable:
-        """The model's site table, as the service has it; of a plain module, for inputs of these shapes."""
+        """The model's site table, as the service has it; of a plain module, for inputs of these shapes.
+
+        `within`: native paths of modules whose own operations are to be sites too.
+        """
         if self._table is None:
             self._table = table_from_bytes(call(self.transport, "GET", model_path(self.name, "sites")))
-        if inputs is None or not self._table.plain:
+        if within <= set(self._table.within) and (inputs is None or not self._table.plain):
             return self._table
-        shapes = self._shapes(inputs)
+        inputs = inputs if inputs is not None and self._table.plain else Inputs(())
+        shapes = self._shapes(inputs), within
         if shapes not in self._by_shapes:
-            body = messages.encode_inputs(inputs, as_leaf=self._as_leaf)
+            body = messages.encode_inputs(inputs, within=within, as_leaf=self._as_leaf)
             answer = call(self.transport, "POST", model_path(self.name, "sites"), body)
             self._by_shapes[shapes] = table_from_bytes(answer)
         return self._by_shapes[shapes]

@@ -13,7 +13,7 @@ from typing import Any
 
 from glassworks.errors import GlassworksError, GraphError, InputError, LimitExceeded, UnknownOperation
 from glassworks.graph.arguments import plain_values, refusal
-from glassworks.graph.backend import Experiment, Inputs
+from glassworks.graph.backend import Experiment
 from glassworks.graph.check_inputs import check_generation, check_inputs, leaves
 from glassworks.graph.graph import Graph
 from glassworks.graph.guards import check_branches, check_state
@@ -46,11 +46,12 @@ def check_request(
     table: SiteTable,
     limits: Limits,
     *,
-    table_of: Callable[[Inputs], SiteTable] | None = None,
+    table_of: Callable[[Experiment], SiteTable] | None = None,
 ) -> None:
     """Refuse what is over a limit or cannot be; give nothing if all is well.
 
-    `table_of` gives the site table of a plain module for inputs that are within the limits.
+    `table_of` gives the site table for an experiment whose inputs are within the limits: of a plain module, by their
+    shapes; with the operations that its graph names.
 
     Raises:
         LimitExceeded: names the limit and both figures.
@@ -72,7 +73,7 @@ def check_request(
         try:
             _check_experiment(experiment, table, limits)
             _check_links(experiments, number)
-            _check_graph(experiment, table_of(experiment.inputs) if table_of and table.plain else table)
+            _check_graph(experiment, table_of(experiment) if table_of else table)
         except GlassworksError as error:
             if len(experiments) == 1:
                 raise

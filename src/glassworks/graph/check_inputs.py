@@ -6,10 +6,10 @@ Surprises:
 - Generation options are a list of permitted names: among transformers' own are some that run code from a repository.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from glassworks.errors import InputError
+from glassworks.errors import InputError, UnknownSite
 from glassworks.graph.backend import Generation, Inputs, Rows
 from glassworks.graph.limits import Limits, check_text, within
 from glassworks.graph.sites import SiteTable
@@ -18,6 +18,10 @@ from glassworks.graph.wire import Blob
 _OPTIONS = """bad_words_ids decoder_start_token_id do_sample eos_token_id epsilon_cutoff eta_cutoff min_new_tokens min_p
 no_repeat_ngram_size num_beams pad_token_id repetition_penalty suppress_tokens temperature top_k top_p typical_p"""
 GENERATION_OPTIONS = frozenset(_OPTIONS.split())
+BEAMS = 16
+"""How many beams a row may have."""
+LOOKED_INTO = 16
+"""How many modules one request may look into."""
 ROW_KEYWORDS = frozenset(["attention_mask", "position_ids", "token_type_ids"])
 """Keywords with a number for each token of the prompts."""
 DECODER_KEYWORDS = frozenset(["decoder_input_ids", "decoder_attention_mask"])
@@ -112,8 +116,10 @@ def check_generation(generation: Generation, limits: Limits) -> None:
             )
         if any(isinstance(leaf, str | Blob) for leaf in leaves(value)):
             raise InputError(f"the generation option {name!r} must be a number, or a list of numbers")
-    if generation.options.get("num_beams", 1) != 1:
-        raise InputError("the generation option 'num_beams' must be 1: beams are not decoded here")
+    beams = generation.options.get("num_beams", 1)
+    if type(beams) is not int or beams < 1:
+        raise InputError(f"the generation option 'num_beams' must be an int of at least 1, got {beams!r}")
+    within("num_beams", beams, BEAMS, "search with fewer beams")
 
 
 def leaves(value: Any) -> Iterator[Any]:
@@ -125,3 +131,15 @@ def leaves(value: Any) -> Iterator[Any]:
         yield from leaves(list(value.values()))
     else:
         yield value
+
+
+def check_within(paths: Collection[str], table: SiteTable) -> None:
+    """Refuse to look into what is no module, or into too many at once.
+
+    Raises:
+        LimitExceeded: names both figures. UnknownSite: names the path.
+    """
+    within("modules whose operations are sites", len(paths), LOOKED_INTO, "ask in several requests")
+    for path in sorted(paths):
+        if path not in table.kinds:
+            raise UnknownSite(f"{table.family} has no module {path[:200]!r} whose operations could be sites")

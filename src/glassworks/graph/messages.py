@@ -11,7 +11,7 @@ Tensors are constants or blobs at this level. A layer that has tensors of its ow
 
 import builtins
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,22 +193,26 @@ def _links(value: Any, where: str) -> dict[str, tuple[int, str]]:
 # Inputs alone: what the site table of a plain module depends on.
 
 
-def encode_inputs(inputs: Inputs, *, as_leaf: tree.AsLeaf = tree.own_leaf) -> bytes:
-    """What a graph would run on, as bytes. Raises InputError."""
+def encode_inputs(inputs: Inputs, *, within: Collection[str] = (), as_leaf: tree.AsLeaf = tree.own_leaf) -> bytes:
+    """What a site table is asked for: what a graph would run on, and which modules are looked into. InputError."""
     tensors, leaves = _Tensors(), list[wire.Constant]()
     own = _inputs_to_json(inputs, leaves, as_leaf)
     numbers = [tensors.add(leaf, "inputs") for leaf in leaves]
-    return wire.pack({"inputs": {"version": VERSION, "inputs": own, "leaves": numbers}}, tensors.blobs)
+    asked = {"version": VERSION, "inputs": own, "leaves": numbers, "within": sorted(within)}
+    return wire.pack({"inputs": asked}, tensors.blobs)
 
 
-def decode_inputs(data: bytes | memoryview, *, from_blob: FromBlob = _same) -> Inputs:
-    """The inverse of `encode_inputs`. Raises WireError."""
+def decode_inputs(data: bytes | memoryview, *, from_blob: FromBlob = _same) -> tuple[Inputs, frozenset[str]]:
+    """The inverse of `encode_inputs`: the inputs, and the modules looked into. Raises WireError."""
     message, blobs = wire.unpack(data)
-    body = _fields(_fields(message, {"inputs"}, "message")["inputs"], {"inputs", "leaves"}, "inputs", True)
+    body = _fields(_fields(message, {"inputs"}, "message")["inputs"], {"inputs", "leaves", "within"}, "inputs", True)
     tensors = _numbered(blobs)
     numbers = _tensor_numbers(body["leaves"], tensors, "inputs: leaves")
     _all_used(set(numbers), tensors)
-    return _inputs_from_json(body["inputs"], [from_blob(tensors[k]) for k in numbers], "inputs")
+    within = body["within"]
+    if not isinstance(within, list) or not all(isinstance(path, str) for path in within):
+        raise WireError("inputs: within must be a list of module paths")
+    return _inputs_from_json(body["inputs"], [from_blob(tensors[k]) for k in numbers], "inputs"), frozenset(within)
 
 
 # Results.

@@ -13,9 +13,9 @@ from typing import Any
 from glassworks.client.backend import table_from_bytes
 from glassworks.client.content import Body, Whole, joined, size_of
 from glassworks.errors import GlassworksError, LimitExceeded, RemoteError, WireError
-from glassworks.graph.backend import Inputs
+from glassworks.graph.backend import Experiment, Inputs
 from glassworks.graph.check import check_request
-from glassworks.graph.check_inputs import check_inputs
+from glassworks.graph.check_inputs import check_inputs, check_within
 from glassworks.graph.limits import Limits
 from glassworks.graph.messages import decode_inputs, decode_request, encode_inputs
 from glassworks.graph.sites import SiteTable
@@ -47,13 +47,15 @@ class Checks:
         """200 and a verdict for the model's host, or the refusal.
 
         Args:
-            what: `run` for a request, `inputs` for what a plain module's sites depend on.
-            ask: answers `sites`: the table of a plain module, for encoded inputs.
+            what: `run` for a request, `inputs` for what a site table depends on.
+            ask: answers `sites`: the table for encoded inputs, with the operations inside some modules.
         """
         try:
             table = self._tables[model]
             if what == "inputs":
-                check_inputs(decode_inputs(memoryview(joined(body))), table, self.limits)
+                inputs, within = decode_inputs(memoryview(joined(body)))
+                check_inputs(inputs, table, self.limits)
+                check_within(within, table)
                 return 200, b"{}"
             return 200, json.dumps(self._request(model, table, memoryview(joined(body)), ask)).encode()
         except GlassworksError as error:
@@ -75,13 +77,16 @@ class Checks:
         return {"late": quote_request(request.experiments, self.limits, table_of)}
 
 
-def _table_of(table: SiteTable, ask: Ask, known: dict[int, SiteTable], inputs: Inputs) -> SiteTable:
-    """The table of the model; of a plain module, for inputs of these shapes."""
-    if not table.plain:
+def _table_of(table: SiteTable, ask: Ask, known: dict[int, SiteTable], experiment: Experiment) -> SiteTable:
+    """The table of the model; of a plain module, for inputs of these shapes; with the operations that a graph names."""
+    within = experiment.graph.within
+    if not table.plain and within <= set(table.within):
         return table
-    if id(inputs) not in known:
-        known[id(inputs)] = table_from_bytes(joined(ask("sites", encode_inputs(inputs))))
-    return known[id(inputs)]
+    if id(experiment) not in known:
+        check_within(within, table)
+        inputs = experiment.inputs if table.plain else Inputs(())
+        known[id(experiment)] = table_from_bytes(joined(ask("sites", encode_inputs(inputs, within=within))))
+    return known[id(experiment)]
 
 
 def out_of_memory(limits: Limits, body_bytes: int) -> LimitExceeded:

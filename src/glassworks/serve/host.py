@@ -67,11 +67,12 @@ class ModelHost:
 
     def _sites(self, body: memoryview | None) -> Answer:
         try:
-            inputs = None if body is None else messages.decode_inputs(body, from_blob=self._from_blob)
+            asked = None if body is None else messages.decode_inputs(body, from_blob=self._from_blob)
         except WireError as error:
             return refusal(status_of(error), error)
         try:
-            return 200, json.dumps(sites.to_json(self._backend.sites(inputs))).encode()
+            inputs, within = (None, frozenset[str]()) if asked is None else asked
+            return 200, json.dumps(sites.to_json(self._backend.sites(inputs, within=within))).encode()
         except Exception as error:  # noqa: BLE001 - what a model raises while it is scanned
             return refusal(422, error)
 

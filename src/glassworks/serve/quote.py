@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from glassworks.errors import GlassworksError, LimitExceeded
-from glassworks.graph.backend import Experiment, Inputs
+from glassworks.graph.backend import Experiment
 from glassworks.graph.limits import Limits
 from glassworks.graph.nodes import ALL_ROWS, Node, Steps
 from glassworks.graph.place import Plan, place_inputs
@@ -62,7 +62,7 @@ def within(limit: str, asked: int, allowed: int, line: str) -> None:
 
 
 def quote_request(
-    experiments: Sequence[Experiment], limits: Limits, table_of: Callable[[Inputs], SiteTable]
+    experiments: Sequence[Experiment], limits: Limits, table_of: Callable[[Experiment], SiteTable]
 ) -> list[list[int]]:
     """Refuse what costs too much; for each experiment, the nodes that can be priced only when they run.
 
@@ -74,7 +74,7 @@ def quote_request(
     late = []
     for number, experiment in enumerate(experiments):
         try:
-            late.append(_Walk(experiment, table_of(experiment.inputs), bill).everything())
+            late.append(_Walk(experiment, table_of(experiment), bill).everything())
         except GlassworksError as error:
             if len(experiments) == 1:
                 raise
