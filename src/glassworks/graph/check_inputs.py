@@ -49,7 +49,7 @@ def row_counts(inputs: Inputs) -> tuple[int, ...]:
 
 
 def _check_rows(rows: Rows, table: SiteTable, limits: Limits, where: str) -> None:
-    if not (rows.ids or ((rows.args or rows.kwargs) and not table.vocab)):
+    if not (rows.ids or ((rows.args or rows.kwargs) and (table.plain or not table.vocab))):
         raise InputError(f"{where} has no rows: give at least one prompt")
     for r, row in enumerate(rows.ids):
         if not row:

@@ -69,10 +69,10 @@ def price(
         case "view":
             return FREE if operation.aliasing == "always" else Price(sum(form.elements for form in results), out)
         case "elementwise":
-            work = max(touched, _broadcast(operands))
+            work = max(touched, _broadcast(operands)) * _unrolled(operation.name, args, kwargs)
             return Price(_A_VALUE * work, max(out, work * _item(operands)))
         case "reduction":
-            return _reduction(operation.name, operands, results, out)
+            return _reduction(operation.name, operands, results, args, kwargs)
         case "gather":
             return _gather(operation.name, operands, results, args, kwargs)
         case "sort":
@@ -106,11 +106,23 @@ def _broadcast(operands: Sequence[Form]) -> int:
     return math.prod(sizes.values())
 
 
-def _reduction(name: str, operands: Sequence[Form], results: Sequence[Form], out: int) -> Price:
+def _unrolled(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """How many values one element becomes on the way, where a number among the arguments says so."""
+    given = {"mvlgamma": "p", "local_response_norm": "size"}.get(name)
+    number = kwargs.get(given, args[1] if len(args) > 1 else 1) if given else 1
+    return max(1, number) if type(number) is int else 1
+
+
+def _reduction(
+    name: str, operands: Sequence[Form], results: Sequence[Form], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Price:
     """A loss of two operands makes the whole broadcast before it sums."""
-    work = max([_broadcast(operands), *[form.elements for form in (*operands, *results)]])
+    out, made = sum(form.size_bytes for form in results), sum(form.elements for form in results)
+    work = max([_broadcast(operands), made, *[form.elements for form in operands]])
+    work *= _unrolled(name, args, kwargs)
     factor = _log(work) if name in _SORTING else 1
-    return Price(_A_VALUE * work * factor, out + work * _item(operands))
+    products = made * max(1, *operands[0].shape[-1:]) if name in ("cov", "corrcoef") else 0
+    return Price(_A_VALUE * work * factor + 2 * products, out + work * _item(operands))
 
 
 def _gather(
@@ -122,8 +134,8 @@ def _gather(
         count = kwargs.get("r", args[1] if len(args) > 1 else 2)
         marked = min(operands[0].elements ** min(max(int(count), 1), 64), _UNCOUNTABLE)
         return Price(marked, out + marked * (1 + operands[0].item_bytes))
-    if "pool" in name:  # each result looks at its window: no more than the whole row
-        return Price(moved * max(operands[0].shape[-1:], default=1), out)
+    if "pool" in name:  # each result looks at its window: no more than the whole row, or the whole image
+        return Price(moved * max(1, math.prod(operands[0].shape[-2:] if "2d" in name else operands[0].shape[-1:])), out)
     if name in _SORTING or name in ("searchsorted", "bucketize", "unique_consecutive"):
         return Price(_A_VALUE * moved * _log(moved), 2 * out)
     return Price(moved, out)
@@ -139,6 +151,10 @@ def _matmul(name: str, operands: Sequence[Form], results: Sequence[Form], args: 
         window = math.prod(operands[1].shape[1:])
         unfolded = made // max(1, operands[1].shape[0]) * window * operands[0].item_bytes
         return Price(2 * made * window, out + unfolded)
+    if name in ("conv_transpose1d", "conv_transpose2d"):
+        spread = operands[0].elements * math.prod(operands[1].shape[1:])
+        columns = spread // max(1, operands[1].shape[0]) * operands[0].item_bytes
+        return Price(2 * spread, out + columns)
     if name == "scaled_dot_product_attention":
         query, key, value = operands[:3]
         pairs = query.elements // max(1, query.shape[-1]) * key.shape[-2]

@@ -16,10 +16,12 @@ from glassworks.errors import LimitExceeded
 from glassworks.graph.operations import OPERATIONS, Operation
 from glassworks.graph.price import Form, Price, price
 from glassworks.trace import binding
+from glassworks.trace.shapes import RULES
 
 MOST_RESULTS = 2**14
 """Tensors that one call may give."""
-_UNSIZED = frozenset({"equal", "allclose", "linalg.lstsq"})
+_IN_PIECES = frozenset(["unbind", "split", "chunk", "tensor_split", "hsplit", "vsplit", "dsplit"])
+_UNSIZED = frozenset({"linalg.lstsq"})
 """Operations that torch has no shapes for, and that give no more than they are given."""
 
 
@@ -44,7 +46,9 @@ def quote(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[
     known = _KNOWN.get(key)
     if known is None:
         _count_results(name, args, kwargs)
-        found = _on_meta(_combinations if name == "combinations" else binding.bound(name), name, args, kwargs)
+        found = (
+            torch.empty(0, device="meta") if _too_many_to_count(name, args, kwargs) else _on_meta(name, args, kwargs)
+        )
         known = _priced(name, args, kwargs, found), found
         if isinstance(found, torch.Tensor):
             if len(_KNOWN) >= _KEPT:
@@ -75,18 +79,25 @@ def quote_now(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Pr
     if counted is not None:
         found: Any = counted(*args, **kwargs)
         return _priced(name, args, kwargs, found)
-    plain_args, plain_kwargs = _without_values(args), {key: _without_values(item) for key, item in kwargs.items()}
-    if name in ("getitem", "setitem_"):
-        plain_args = (plain_args[0], _without_masks(args[1]), *plain_args[2:])
     try:
-        return quote(name, plain_args, plain_kwargs)[0]
+        return quote(name, _as_meta(args), {key: _as_meta(item) for key, item in kwargs.items()})[0]
+    except NeedsValues:
+        pass
+    numbers = tuple([_with_numbers(item) for item in args[1:]])
+    if name in ("getitem", "setitem_"):
+        numbers = (_without_masks(args[1]), *numbers[1:])
+    try:
+        return quote(name, (*_as_meta(args[:1]), *numbers), {key: _with_numbers(item) for key, item in kwargs.items()})[
+            0
+        ]
     except NeedsValues:
         if name not in _UNSIZED:
             raise
         return _priced(name, args, kwargs, ())
 
 
-def _on_meta(function: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _on_meta(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    function = RULES.get(name) or binding.bound(name)
     try:
         with warnings.catch_warnings():  # the run itself will say what it has to say
             warnings.simplefilter("ignore")
@@ -121,16 +132,15 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 def _count_results(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Refuse a call that gives more tensors than anybody looks at, before they are made."""
-    if name not in ("unbind", "split", "chunk", "unsafe_chunk", "tensor_split"):
+    if name not in _IN_PIECES:
         return
     own = (*args, None, None)
     number = None if name == "unbind" else next(iter([*own[1:2], *[v for k, v in kwargs.items() if k != "dim"]]))
     dim = kwargs.get("dim", own[1] if name == "unbind" else own[2])
     length = _length(args[0] if args else None, dim or 0)
     number = number if type(number) is int else 1
-    count = {"unbind": length, "split": -(-length // max(1, number)), "tensor_split": number}.get(
-        name, min(number, length)
-    )
+    by_size = {"unbind": length, "split": -(-length // max(1, number)), "chunk": min(number, length)}
+    count = by_size.get(name, number)
     if count > MOST_RESULTS:
         raise LimitExceeded(f"results of {name}: {count} tensors asked for, {MOST_RESULTS} allowed; keep one tensor")
 
@@ -140,28 +150,32 @@ def _length(value: Any, dim: Any) -> int:
     return value.shape[dim] if inside else 0
 
 
-def _combinations(value: torch.Tensor, r: int = 2, with_replacement: bool = False) -> torch.Tensor:
-    """torch has no shapes for this one. Where there are too many to count, the price is over any limit already."""
-    length = len(value)
-    if length ** min(max(r, 0), 64) > 2**62:
-        return torch.empty(0, device="meta")
-    count = math.comb(length + r - 1, r) if with_replacement else math.comb(length, r)
-    return torch.empty(count, r, dtype=value.dtype, device="meta")
+def _too_many_to_count(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether the number of combinations is itself too long a computation; the price says what it comes to."""
+    if name != "combinations" or not isinstance(args[0], torch.Tensor):
+        return False
+    r = kwargs.get("r", args[1] if len(args) > 1 else 2)
+    return type(r) is int and args[0].numel() ** min(max(r, 0), 64) > 2**62
 
 
 # Where sizes depend on numbers.
 
 
-def _without_values(value: Any) -> Any:
-    """Arguments as meta tensors; whole numbers that stand in tensors become numbers."""
+def _as_meta(value: Any, number: Callable[[torch.Tensor], Any] = lambda value: value.to("meta")) -> Any:
+    """Arguments with meta tensors; a tensor that is one whole number as `number` has it."""
     if isinstance(value, torch.Tensor):
-        whole = value.ndim == 0 and not value.is_floating_point() and not value.is_complex()
-        return value.item() if whole and value.dtype != torch.bool else value.to("meta")
+        whole = value.ndim == 0 and not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+        return number(value) if whole else value.to("meta")
     if isinstance(value, slice):
-        return slice(*[_without_values(item) for item in (value.start, value.stop, value.step)])
+        return slice(*[_as_meta(item, number) for item in (value.start, value.stop, value.step)])
     if isinstance(value, list | tuple):
-        return type(value)([_without_values(item) for item in value])
+        return type(value)([_as_meta(item, number) for item in value])
     return value
+
+
+def _with_numbers(value: Any) -> Any:
+    """Arguments with meta tensors, and whole numbers that stand in tensors as numbers: they may be sizes."""
+    return _as_meta(value, lambda tensor: tensor.item())
 
 
 def _without_masks(index: Any) -> Any:
@@ -171,7 +185,7 @@ def _without_masks(index: Any) -> Any:
         return tuple([torch.empty(count, dtype=torch.int64, device="meta")] * index.ndim)
     if isinstance(index, tuple):
         return tuple(part for item in index for part in _as_parts(_without_masks(item), item))
-    return _without_values(index)
+    return _with_numbers(index)
 
 
 def _as_parts(found: Any, item: Any) -> tuple[Any, ...]:
@@ -189,7 +203,7 @@ def _positions(value: torch.Tensor, **others: Any) -> torch.Tensor:
 
 
 def _where(condition: torch.Tensor, *branches: Any) -> Any:
-    return torch.where(condition.to("meta"), *_without_values(branches)) if branches else _positions(condition)
+    return torch.where(condition.to("meta"), *_as_meta(branches)) if branches else _positions(condition)
 
 
 def _distinct(value: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:

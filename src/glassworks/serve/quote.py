@@ -178,7 +178,10 @@ class _Walk:
         longest = max((len(row) for rows in own for row in rows.ids), default=1)
         seq = longest if not self.table.encoder_decoder else max(map(_decoder_length, own), default=1)
         beyond = self.steps > 1 and ((later and steps != (0, 1)) or (steps is not None and steps[0] > 0))
-        return {"batch": sum(len(rows.ids) or 1 for rows in own), "seq": 1 if beyond else seq, "source": longest}
+        rows, context = sum(len(rows.ids) or 1 for rows in own), seq
+        if beyond:  # of several steps the longest counts
+            context += steps[0] if steps is not None and steps[1] == steps[0] + 1 else self.steps - 1
+        return {"batch": rows, "seq": 1 if beyond else seq, "source": longest, "context": context}
 
 
 def _decoder_length(rows: Any) -> int:
@@ -202,8 +205,9 @@ class _Phase:
     def price(self, n: int, runs: int) -> Price:
         """The price of a node, whose inputs have been priced; its value is known from here on, or LATE."""
         node, self._price = self.walk.graph.nodes[n], FREE
-        known = all(self.values[d] is not LATE for d in node.deps)
-        self.values[n] = self._looked_at(n, node, sure=runs > 0 and not self.later) if known else LATE
+        known = all(self.values[d] is not LATE for d in node.operands)
+        sure = runs > 0 and not self.later and not node.when
+        self.values[n] = self._looked_at(n, node, sure=sure) if known else LATE
         if self.values[n] is not LATE:
             self.shapes.given(n, self.values[n])
         elif runs and node.kind in ("call", "module", "update"):
@@ -211,7 +215,7 @@ class _Phase:
         return self._price
 
     def _looked_at(self, n: int, node: Node, *, sure: bool) -> Any:
-        """What `_value` gives, or its error with the line; one of a step that may never come waits for the run."""
+        """What `_value` gives, or its error with the line; one of a step or a branch that may never come waits."""
         line = f"\n  at {self.walk.graph.where(n)}"
         try:
             return self._value(n, node)
@@ -238,14 +242,25 @@ class _Phase:
                 return torch.empty(rows or 1, self.walk.steps, dtype=torch.int64, device="meta")
             case "module":
                 return self._module(n, node)
-            case "write" | "skip" | "save":
+            case "write" | "skip" | "save" | "state":
                 return self.values[node.deps[0]]
+            case "carry":
+                return self.values[node.deps[1]]
+            case "cond":
+                return self._either(*node.operands[1:])
+            case "carried" | "stop" | "log":
+                return LATE
             case "backward":
                 self._price = self._derivatives()
         value = self.shapes.settled(n)
         if node.kind in ("update", "grad", "grad_write"):
             self._price = Price(_elements(value), _size_bytes(value))
         return value
+
+    def _either(self, a: int, b: int) -> Any:
+        """What a condition gives, where both branches agree on its form. (A state may grow from step to step.)"""
+        forms = [[(tensor.shape, tensor.dtype) for tensor in tensors_in(self.values[k])] for k in (a, b)]
+        return self.values[a] if forms[0] == forms[1] else LATE
 
     def _knows_axes(self, node: Node) -> bool:
         sizes = self.walk.sizes(node.invoke, node.steps, later=self.later)
@@ -267,7 +282,7 @@ class _Phase:
         return meta_of(experiment.inputs.named[node.target])
 
     def _module(self, n: int, node: Node) -> Any:
-        given = [tensor for d in node.deps for tensor in tensors_in(self.values[d])]
+        given = [tensor for d in node.operands for tensor in tensors_in(self.values[d])]
         self._price = module_price(self.walk.table, node.target, given)
         return self.shapes.settled(n) if self.walk.knows_width(node.target) else LATE
 

@@ -171,7 +171,7 @@ class Shapes:
             args = (args[0], _index(args[1]), *args[2:])
         if self._perform is not None:
             return self._perform(n, args, kwargs)
-        perform = _RULES.get(node.target) or binding.bound(node.target)
+        perform = RULES.get(node.target) or binding.bound(node.target)
         try:
             return perform(*args, **kwargs)
         except Exception as error:
@@ -218,7 +218,7 @@ def _combinations(value: torch.Tensor, r: int = 2, with_replacement: bool = Fals
     return value.new_empty((math.comb(count, r), r) if r else (0,))
 
 
-_RULES: dict[str, Callable[..., torch.Tensor]] = {
+RULES: dict[str, Callable[..., torch.Tensor]] = {
     "combinations": _combinations, "corrcoef": _covariance, "cov": _covariance,
 }  # fmt: skip
 """Operations whose result has a known size and which torch does not perform on meta tensors."""
