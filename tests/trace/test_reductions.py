@@ -232,3 +232,102 @@ def test_a_folded_site_has_the_shape_that_it_shows_in_any_company(prompts):
     assert plain.value.shape == doubled.value.shape == after.value.shape == shape
     assert torch.equal(doubled.value, plain.value * 2)
     assert not bool(after.value.any())
+
+
+# In a block that runs.
+
+
+@settings(SETTINGS)
+@given(prompts=PROMPTS, others=PROMPTS)
+def test_a_block_reduces_over_the_rows_of_the_invoke(prompts, others):
+    model = eager("gpt2")
+    with model.trace() as t:
+        with t.invoke(prompts):
+            h = model.layers[1].output
+            mean, total = h.save(reduce="mean"), h[:, -1].save(reduce="sum")
+        with t.invoke(others):
+            model.layers[0].output *= 2.0
+            other = model.layers[0].output.save(reduce="mean")
+        every = model.layers[0].input.save(reduce="sum")
+    close(mean.value, by_hand("a site", prompts)[0] / sum(map(len, prompts)))
+    close(total.value, by_hand("one token", prompts)[0])
+    first = [alone_at(model, prompt, lambda: model.layers[0].output) for prompt in others]
+    close(other.value, torch.cat(first).double().mean(0) * 2)
+    inputs = [alone_at(model, prompt, lambda: model.layers[0].input) for prompt in (*prompts, *others)]
+    close(every.value, torch.cat(inputs).double().sum(0))
+
+
+def alone_at(model: Any, prompt: list[int], site: Callable[[], Any]) -> torch.Tensor:
+    with model.trace(prompt):
+        saved = site().save()
+    return saved.value[0]
+
+
+def test_a_generation_reduces_over_live_rows():
+    model = eager("gpt2")
+    prompts = [[5, 6], [7, 8, 9], [10, 11]]
+
+    def write(t: Any) -> Any:
+        with t.steps[:]:
+            ends = (model.ids[:, -1] % 3 == 0).float()
+            model.logits[:, -1, 2] += ends * 1e6
+            return model.layers[1].output[:, -1].save(reduce="sum")
+
+    with model.generate(prompts, max_new_tokens=4) as t:
+        found = write(t)
+    lone = []
+    for prompt in prompts:
+        with model.generate(prompt, max_new_tokens=4) as t:
+            lone.append(write(t))
+    assert len(found.value) == max(len(own.value) for own in lone)
+    assert len({len(own.value) for own in lone}) > 1
+    for k, total in enumerate(found.value):
+        close(total, torch.stack([own.value[k] for own in lone if len(own.value) > k]).double().sum(0))
+
+
+@pytest.mark.parametrize("kind", ["remote", "session", "live"])
+def test_other_blocks_reduce_too(kind):
+    model = gw.connect(eager("gpt2")) if kind == "remote" else eager("gpt2")
+    prompts = [[5, 6, 7], [8, 9]]
+    if kind == "session":
+        with model.session(), model.trace(prompts):
+            saved = model.layers[1].output.save(reduce="mean")
+    elif kind == "live":
+        with model.live(prompts):
+            saved = model.layers[1].output.save(reduce="mean")
+    else:
+        with model.trace(prompts):
+            saved = model.layers[1].output.save(reduce="mean")
+    close(saved.value, by_hand("a site", prompts)[0] / 5)
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (lambda m: m.layers[0].output.mean(), "no axis of rows"),
+        (lambda m: m.layers[0].output.flatten(1), "padding cannot be taken off"),
+        (lambda m: torch.ones(3) + m.unembed(torch.ones(1, 1, 32)), "rows of one invoke"),
+    ],
+)
+def test_what_cannot_be_reduced_is_refused_before_anything_runs(write, says):
+    model = eager("gpt2")
+    passes: list[int] = []
+    handle = model.backend.runtime.module.register_forward_pre_hook(lambda *args: passes.append(1))
+    try:
+        with pytest.raises(gw.GraphError, match=rf"(?s){says}.*test_reductions.py"), model.trace([[5, 6, 7], [8, 9]]):
+            kept = write(model).save("x", reduce="mean")
+        assert passes == []
+    finally:
+        handle.remove()
+    with pytest.raises(gw.NotSaved, match="ended with an error"):
+        _ = kept.value
+
+
+def test_a_plain_module_has_no_rows_to_reduce_over():
+    net = gw.wrap(torch.nn.Linear(3, 3))
+    with net.record() as t:
+        net.output.save("x", reduce="mean")
+    with pytest.raises(gw.GraphError, match="no axis of rows"):
+        net.run(t.graph, torch.ones(2, 3))
+    with pytest.raises(gw.GraphError, match="no axis of rows"), net.trace(torch.ones(2, 3)):
+        net.output.save(reduce="mean")

@@ -24,6 +24,7 @@ from glassworks.trace.einops_backend import register_with_einops
 from glassworks.trace.parts import Core, Part
 from glassworks.trace.positions import Positions
 from glassworks.trace.recorder import Recorder, caller
+from glassworks.trace.reductions import Reductions, reductions_of
 from glassworks.trace.results import RESULT, needs_all_steps, stacked, with_results, without_effects
 from glassworks.trace.rows import decoder_length, make_rows
 from glassworks.trace.scopes import Backward, Invoke, StepIndex, StepScope
@@ -46,6 +47,7 @@ class Block:
 
     graph: Graph
     forwards: int = 0
+    _reduced: Reductions
     _kind: type[Recorder] = Recorder
     _lost = "so nothing was computed"
 
@@ -109,7 +111,16 @@ class Block:
         if self._finish is not None:
             self._finish(self)
             recorder.close()
-        elif recorder.partner is not None:
+            return
+        try:
+            self._reduced = reductions_of(
+                self.graph, recorder.table, self._rows, generating=self._generation is not None
+            )
+        except GraphError:
+            recorder.failure = "the block ended with an error, so nothing was computed"
+            recorder.close()
+            raise
+        if recorder.partner is not None:
             recorder.sealed = True
             recorder.partner.adopt(self)
         else:
@@ -153,6 +164,7 @@ class Block:
 
     def deliver(self, results: Results) -> None:
         """Hand the backend's answer to the saved Values."""
+        results = self._reduced(results)
         found, absent = results.saves, untaken(self.graph, results.saves)
         for kept, value, name in self._own().saved:
             if name in found:

@@ -18,6 +18,7 @@ from glassworks.trace.parts import Core, Part, at_path, call_module, child_of
 from glassworks.trace.progress import shown_progress
 from glassworks.trace.prompts import Text, prompt_rows, rows_of
 from glassworks.trace.recorder import Recorder, caller
+from glassworks.trace.reductions import reductions_of
 from glassworks.trace.rows import make_rows
 from glassworks.trace.session import Session
 from glassworks.trace.show import render
@@ -176,7 +177,9 @@ class Model(Part):
             raise InputError("to= takes prompts of tokens; a plain module runs in one pass: save what it gives")
         if self._core.table.plain:
             own = prompts if isinstance(prompts, tuple) else (prompts,)
-            return self._core.backend.run(self._edited(graph), Inputs((Rows(args=own, kwargs=inputs),), named=named))
+            given = Inputs((Rows(args=own, kwargs=inputs),), named=named)
+            reductions_of(graph, self._core.backend.sites(given), given.invokes, generating=False)
+            return self._core.backend.run(self._edited(graph), given)
         table = self._core.table
         for name in inputs:
             if (why := table.why_not_argument(name)) is not None:

@@ -88,10 +88,6 @@ class Shard:
         message, self._blobs = wire.unpack(view)
         self.message: dict[str, Any] = message["pass"]
 
-    def tensors(self) -> Tensors:
-        """All of them."""
-        return {key: from_blob(blob) for key, blob in self._blobs.items()}
-
     @cached_property
     def ids(self) -> list[tuple[int, ...]]:
         """Token ids, a tuple a row."""

@@ -120,7 +120,7 @@ class Value(Operators):
 
         Args:
             name: under which results and stored graphs know it; numbered if not given.
-            reduce: `"mean"` or `"sum"` over rows (and real tokens, where the value has them), in `model.run`.
+            reduce: `"mean"` or `"sum"` over rows (and real tokens, where the value has them); in `model.run` over all.
         """
         block, line = self._block, caller()
         if reduce is not None and reduce not in ("mean", "sum"):
