@@ -9,6 +9,7 @@ object a `.save` and changes `Tensor.backward`.
 import re
 import sys
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def pairs() -> list[tuple[str, str]]:
     """(NNsight's code, ours) of every experiment that is written in both."""
     found = []
     for blocks in sections().values():
-        for (mark, theirs), (after, ours) in zip(blocks, blocks[1:], strict=False):
+        for (mark, theirs), (after, ours) in pairwise(blocks):
             if mark == "python nnsight":
                 assert after == "python", theirs
                 found.append((theirs, ours))

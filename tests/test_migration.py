@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from migration import PAGE, pairs, run, sections, tensors
 from safetensors.torch import load_file
 
 from glassworks.serve.supervise import running_service
+from migration import PAGE, pairs, run, sections, tensors
 
 SECTIONS = sections()
 MINE = {name: [code for mark, code in found if mark == "python"] for name, found in SECTIONS.items()}
