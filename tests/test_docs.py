@@ -55,6 +55,12 @@ def test_code_comes_by_the_tenth_line_of_the_readme():
     assert "```python" in "\n".join((ROOT / "README.md").read_text().splitlines()[:10])
 
 
+def test_the_list_of_pages_has_every_page():
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / "docs" / "README.md").read_text())
+    pages = {page.name for page in (ROOT / "docs").iterdir()} - {"README.md"}
+    assert pages <= set(links), pages - set(links)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_to_files(page):
     for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):

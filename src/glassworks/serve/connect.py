@@ -35,7 +35,9 @@ def connect(where: str | Model, *, api_key: str | None = None) -> Any:
             as_leaf=as_leaf,
             from_blob=from_blob,
         )
-        return ConnectedLab(Lab(transport)).model(name)
+        model = ConnectedLab(Lab(transport)).model(name)
+        model._core.prefix = where._core.prefix  # edits are part of what is sent
+        return model
     if not isinstance(where, str) or not where.startswith(("http://", "https://")):
         raise InputError(f"gw.connect takes an http:// or https:// address, or a model; got {where!r}")
     return ConnectedLab(Lab(HTTPTransport(where, api_key=api_key)))
