@@ -1,6 +1,7 @@
 """`place` goes over the families and the ways to run them; `case` adds line-by-line execution; `encdec` is T5.
 
-Services over HTTP are slow to start, so those are for `make test-all`.
+Services over HTTP are slow to start, so those are for `make test-all`; so are connected models of families that differ
+from others in nothing that travels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,11 +12,19 @@ import pytest
 from contract.places import DECODERS, Place, Services, place_of
 
 KINDS = ("local", "remote", "http")
+SELDOM = {("qwen3", "remote"), ("mixtral", "remote")}
+UNTRAINED = SELDOM | {("qwen3", "local"), ("mixtral", "local")}
 
 
-def grid(families: Sequence[str], kinds: Sequence[str]) -> list[object]:
+def grid(families: Sequence[str], kinds: Sequence[str], seldom: set[tuple[str, str]] | None = None) -> list[object]:
+    """Places to go over; those over HTTP and the seldom ones are slow."""
+    rare = SELDOM if seldom is None else seldom
     return [
-        pytest.param((family, kind), id=f"{family}-{kind}", marks=[pytest.mark.slow] if kind == "http" else [])
+        pytest.param(
+            (family, kind),
+            id=f"{family}-{kind}",
+            marks=[pytest.mark.slow] if kind == "http" or (family, kind) in rare else [],
+        )
         for family in families
         for kind in kinds
     ]
@@ -33,17 +42,7 @@ def place(request: pytest.FixtureRequest, services: Services) -> Place:
     return place_of(*request.param, services)
 
 
-FEWER = [
-    *grid(("gpt2", "llama"), KINDS),
-    *(
-        pytest.param((family, kind), id=f"{family}-{kind}", marks=[pytest.mark.slow])
-        for family in ("qwen3", "mixtral")
-        for kind in KINDS
-    ),
-]
-
-
-@pytest.fixture(scope="session", params=FEWER)
+@pytest.fixture(scope="session", params=grid(DECODERS, KINDS, UNTRAINED))
 def trained(request: pytest.FixtureRequest, services: Services) -> Place:
     """As `place`; of two families, the rest with the slow tests."""
     return place_of(*request.param, services)
@@ -81,7 +80,7 @@ def dense(request: pytest.FixtureRequest, services: Services) -> Place:
     return place_of(*request.param, services)
 
 
-@pytest.fixture(scope="session", params=grid(("mixtral",), (*KINDS, "live")))
+@pytest.fixture(scope="session", params=grid(("mixtral",), (*KINDS, "live"), set()))
 def moe(request: pytest.FixtureRequest, services: Services) -> Place:
     return place_of(*request.param, services)
 
