@@ -400,3 +400,34 @@ def test_backward_belongs_to_a_trace(differentiable: Runtime) -> None:
 def test_a_gradient_needs_a_backward_above(differentiable: Runtime) -> None:
     with pytest.raises(gw.GraphError, match="backward"), differentiable.model.trace(PROMPT):
         differentiable.layers[0].output.grad.save()
+
+
+def test_a_gradient_written_in_place(differentiable: Runtime) -> None:
+    """Through the whole, through a view, and by assignment: the same as a tensor hook that does it."""
+    runtime = differentiable
+    early, late = name(runtime, 0), name(runtime, 1)
+
+    def change(gradient: torch.Tensor) -> torch.Tensor:
+        changed = gradient.clone()
+        changed[:, -1] = 0
+        changed[:, 0] *= 3
+        return changed * 0.5
+
+    expected: dict[str, torch.Tensor] = {}
+
+    def hook(tensor: torch.Tensor) -> torch.Tensor:
+        own = tensor.clone()
+        own.register_hook(change)
+        return own
+
+    loss = plain(runtime, {early: seen(expected, early), late: hook}, score)
+    loss.backward()
+    runtime.bare.zero_grad()
+    with runtime.model.trace(PROMPT, **runtime.arguments) as t:
+        first, second = read(runtime.model, early), read(runtime.model, late)
+        t.backward(score(runtime.model.logits).sum())
+        second.grad[:, -1] = 0
+        second.grad[:, 0] *= 3
+        second.grad *= 0.5
+        found = first.grad.save()
+    close(found, expected[early].grad)

@@ -52,7 +52,7 @@ class FakeBackend:
         self.asked: list[Inputs | None] = []
         self._plain = plain
 
-    def sites(self, inputs: Inputs | None = None) -> SiteTable:
+    def sites(self, inputs: Inputs | None = None, *, within: frozenset[str] = frozenset()) -> SiteTable:
         self.asked.append(inputs)
         if not self._plain:
             return table()

@@ -225,7 +225,7 @@ def test_a_plain_module_has_its_sites_for_the_inputs_given(fake: Any) -> None:
 
 def test_what_a_scan_raises_is_raised_here(fake: Any) -> None:
     class Broken(fake.FakeBackend):
-        def sites(self, inputs: Inputs | None = None) -> Any:
+        def sites(self, inputs: Inputs | None = None, *, within: frozenset[str] = frozenset()) -> Any:
             raise ModelError("this family calls .item() in its forward")
 
     with pytest.raises(ModelError, match=r"calls \.item"):

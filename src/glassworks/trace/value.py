@@ -17,6 +17,7 @@ from glassworks.graph.nodes import ALL_ROWS, Line, Node, Ref, refs_in
 from glassworks.graph.text import argument as spell
 from glassworks.graph.views import CASTS, is_view, may_be_view
 from glassworks.trace import binding
+from glassworks.trace.gradients import gradient_of
 from glassworks.trace.operators import Operators
 from glassworks.trace.positions import Positions, with_positions
 from glassworks.trace.recorder import Recorder, caller
@@ -390,20 +391,18 @@ class Value(Operators):
         line = caller()
         if (self._parent._site if self._parent is not None else self._site) in self._block.derived:
             raise WriteError(f"the gradient of a derived site is read only: write that of attn.output\n  at {line}")
-        backward, block = self._backward(line), self._block
-        node = block.node_of(new, line)
-        own = (self._node, backward, node)
-        block.add(Node("grad_write", "", tuple(Ref(n) for n in own), (), own, ALL_ROWS, None), line)
+        block = self._block
+        own = gradient_of(block, self._node, self._backward(line))
+        if not (type(new) is Value and new._site == own.name and new._version == block.version(own.name) > 0):
+            block.write(own.name, block.node_of(new, line), line)
 
     def grad_of(self, backward: int | None, line: Line) -> "Value":
-        """The gradient of one backward, the last if none is named."""
-        if self._block.derived and (found := self._derived_grad(backward, line)) is not None:
+        """The gradient of one backward, by its node; the last if none is named."""
+        block = self._block
+        if block.derived and (found := self._derived_grad(backward, line)) is not None:
             return found
-        """The gradient with respect to this value of one backward, by its node."""
-        backward = self._backward(line) if backward is None else backward
-        own = (self._node, backward)
-        node = Node("grad", "", (Ref(self._node), Ref(backward)), (), own, ALL_ROWS, None)
-        return Value(self._block, self._block.add(node, line), line)
+        own = gradient_of(block, self._node, self._backward(line) if backward is None else backward)
+        return Value(block, own.read(line), line, own.name)
 
     def _derived_grad(self, backward: int | None, line: Line) -> "Value | None":
         """Of a derived site, or a view of one: through what it is derived from."""
