@@ -4,7 +4,6 @@ One class serves them all: a block collects rows and nodes, and when it ends wit
 backend and the results to the saved Values. Nothing runs before that, and nothing at all if nothing was saved.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +19,6 @@ from glassworks.graph.graph import Graph
 from glassworks.graph.logs import LogEntry
 from glassworks.graph.nodes import ALL_ROWS, Line, Node, Ref, Steps
 from glassworks.trace.cache import Cache
-from glassworks.trace.einops_backend import register_with_einops
 from glassworks.trace.parts import Core, Part
 from glassworks.trace.positions import Positions
 from glassworks.trace.recorder import Recorder, caller
@@ -95,8 +93,6 @@ class Block:
         recorder.may_pad = self._may_pad
         recorder.inputs = lambda: self.inputs
         self._recorder = core.blocks[thread] = recorder
-        if "einops" in sys.modules:
-            register_with_einops()
         _OPEN.setdefault(thread, []).append(recorder)
         return self
 

@@ -8,6 +8,7 @@ whatever used or saved it before keeps what it was. After the block a saved Valu
 import difflib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from glassworks.trace.positions import Positions, with_positions
 from glassworks.trace.recorder import Recorder, caller
 
 _NOTHING = object()
+_EINOPS = str(Path("einops", "_backends.py"))
 _APPLY = torch.autograd.Function.apply.__code__
 _ADVICE = {
     "device": "values live where the model is, model.device",
@@ -70,10 +72,14 @@ class Value(Operators):
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        """Its class. Torch asks for it where it wants to know whether this is a tensor, and so does a custom
-        `autograd.Function` before it calls `forward` on what is none: there its own backward would be lost in
-        silence, so it is refused."""
+        """Its class, for `isinstance`. To einops it is a tensor: what that calls on tensors, a Value records.
+
+        A custom `autograd.Function` asks too, before it calls `forward` on what is no tensor: there its own backward
+        would be lost in silence, so it is refused.
+        """
         frame = sys._getframe(1)
+        if frame.f_code.co_filename.endswith(_EINOPS):
+            return torch.Tensor
         if frame.f_code is _APPLY and not self._ended():
             name = frame.f_locals["cls"].__name__
             raise UnknownOperation(
