@@ -94,11 +94,6 @@ def test_a_detached_loss_is_refused(model):
         h.grad.save()
 
 
-def test_an_invoke_of_more_rows_than_a_pass_may_have_is_refused(model):
-    with pytest.raises(gw.InputError, match="rows=1"), model.trace([P, Q], rows=1):
-        model.logits.save()
-
-
 def test_threads_with_different_sites(model, hf):
     with model.trace(P):
         model.layers[1].output[:, -1] = 0

@@ -26,6 +26,7 @@ from glassworks.run.eager import EagerRuntime
 from glassworks.run.frame import Frame
 from glassworks.run.interpret import Interpreter
 from glassworks.run.live import LiveInterpreter, LivePass
+from glassworks.run.lockstep import step_in_parts
 from glassworks.run.rows import Slot
 
 Prepared = tuple[Sequence[Any], Mapping[str, Any], Interpreter]
@@ -135,9 +136,23 @@ class ExperimentRun:
             if self.generation is not None and not self.table.plain:
                 self._generate(forward, self.generation)
                 continue
-            args, inputs, interpreter = self.prepared(forward)
+            self._step(*self.prepared(forward))
+
+    def _step(self, args: Sequence[Any], inputs: Mapping[str, Any], interpreter: Interpreter) -> None:
+        """One forward pass, in parts if it has more rows than a pass may have."""
+        runtime, rows = self.backend.runtime, self.inputs.rows
+        if rows is None or self.table.plain or len(interpreter.rows) <= rows:
             self._count()
-            self.backend.runtime.step(args, inputs, [interpreter])
+            runtime.step(args, inputs, [interpreter])
+            return
+        if not isinstance(runtime, EagerRuntime):
+            raise InputError(
+                f"{len(interpreter.rows)} rows belong together and a pass has at most rows={rows}; a pipeline cannot "
+                f"divide them: give a larger rows=, or invokes of their own"
+            )
+        for _ in range(0, len(interpreter.rows), rows):
+            self._count()
+        step_in_parts(runtime, args, inputs, interpreter, rows=rows)
 
     def prepared(self, forward: Forward) -> Prepared:
         """What the model is called with in one forward pass, and the interpreter that looks on."""

@@ -290,24 +290,32 @@ class _Placer:
     def _groups(
         self, inner: list[int], row_counts: Sequence[int], rows: int | None
     ) -> list[tuple[int, tuple[int, ...]]]:
-        """(pass, invokes) of each forward: together where the sites allow it and the bound on rows does."""
+        """(pass, invokes) of each forward: together where the sites allow it and the bound on rows does.
+
+        Rows that belong together, those of one invoke or all, stay so: a runtime divides what is more than the bound.
+        """
         groups: list[tuple[int, tuple[int, ...]]] = []
         for number, invokes in sorted(self._participants(inner).items()):
             alone = self._alone(inner, number)
+            bound = None if not self.generating and self._saves_all_rows(inner, number) else rows
             current: list[int] = []
             for invoke in sorted(invokes):
-                if rows is not None and row_counts[invoke] > rows:
+                if rows is not None and self.generating and row_counts[invoke] > rows:
                     raise InputError(
-                        f"one invoke has {row_counts[invoke]} rows and a pass at most rows={rows}: give the prompts to "
-                        f"invokes of their own, or run a recorded graph over them with model.run"
+                        f"one invoke has {row_counts[invoke]} rows and a generation at most rows={rows}: give the "
+                        f"prompts to invokes of their own, or run a recorded graph over them with model.run"
                     )
-                full = rows is not None and sum(row_counts[i] for i in (*current, invoke)) > rows
+                full = bound is not None and sum(row_counts[i] for i in (*current, invoke)) > bound
                 if current and (full or alone is True or invoke in alone or current[-1] in alone):  # type: ignore[operator]
                     groups.append((number, tuple(current)))
                     current = []
                 current.append(invoke)
             groups.append((number, tuple(current)))
         return groups
+
+    def _saves_all_rows(self, inner: list[int], number: int) -> bool:
+        """Whether a value of all rows of this pass is kept."""
+        return any(self.pass_of[n] == number and self.nodes[n].kind == "save" and self.everywhere[n] for n in inner)
 
     def _alone(self, inner: list[int], number: int) -> set[int] | bool:
         """Invokes that may not share this pass; True for all of them."""
