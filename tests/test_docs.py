@@ -21,7 +21,7 @@ def write_docs():
     return module
 
 
-@pytest.mark.parametrize("page", ["cli.md", "operations.md"])
+@pytest.mark.parametrize("page", ["cli.md", "errors.md", "operations.md"])
 def test_a_generated_page_is_what_its_source_says(page):
     tool = write_docs()
     assert (tool.DOCS / page).read_text() == tool.PAGES[page](), "run `make docs`"

@@ -1,8 +1,10 @@
-"""Write docs/cli.md from the commands' own help, and docs/operations.md from the table of permitted operations.
+"""Write docs/cli.md from the commands' own help, docs/operations.md from the table of permitted operations, and
+docs/errors.md from errors.py.
 
 `make docs` runs it; a test fails when a file is old.
 """
 
+import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import typer
 
 import glassworks as gw
+from glassworks import errors as gw_errors
 from glassworks.cli.main import app
 from glassworks.graph.operations import Operation
 from glassworks.trace.binding import spellings
@@ -107,7 +110,69 @@ def _spelled(names: Iterable[str]) -> list[str]:
     return [f"`{name}`" for name in found]
 
 
-PAGES: dict[str, Callable[[], str]] = {"cli.md": cli, "operations.md": operations}
+ERRORS_HEAD = """# Errors
+
+Written by `make docs` from `errors.py`; the messages are what the code beside them says.
+
+"""
+EXAMPLES = {
+    "UnknownSite": "with model.trace(prompt):\n    model.layers[0].attention.output.save()",
+    "UnknownOperation": "with model.trace(prompt):\n    model.layers[0].output.softmaxx(-1)",
+    "OrderError": "with model.trace(prompt):\n    model.layers[0].output = model.layers[3].output\n"
+    "    model.logits.save()",
+    "WriteError": "with model.trace(prompt):\n    flat = model.layers[1].output.transpose(1, 2).reshape(-1)\n"
+    "    flat[0] = 1.0\n    model.logits.save()",
+    "ScopeError": "with model.generate(prompt, max_new_tokens=2):\n    model.logits.save()",
+    "NotSaved": "with model.trace(prompt):\n    hidden = model.layers[0].output\nprint(hidden.mean())",
+    "NotTaken": "with model.record() as t:\n    hidden = model.layers[0].output\n"
+    "    gw.cond(hidden.max() > 1e6, lambda: hidden.save('large'), lambda: hidden.mean().save('mean'))\n"
+    "results = model.run(t.graph, [prompt])\nprint(results['large'])",
+    "GraphError": "with model.trace(prompt):\n    if model.logits.max() > 0:\n        print('large')",
+    "ModelError": "gw.wrap('gpt2')",
+    "InputError": "with model.trace([3, 4, 100_000]):\n    model.logits.save()",
+    "RemoteError": "gw.connect('http://127.0.0.1:9', api_key='gw_x').models()",
+    "WireError": "gw.Graph.decode(b'not a graph of ours')",
+    "LimitExceeded": "there = gw.connect(model)\nwith there.trace(prompt):\n"
+    "    there.layers[0].output.repeat(1, 10_000, 1_000).sum().save()",
+}
+"""Name of an error -> code that raises it, on `model` and `prompt`."""
+
+
+def errors() -> str:
+    """The page: the tree, then each error with what it means and an example."""
+    module = inspect.getdoc(gw_errors) or ""
+    title, tree, rest = module.split("\n\n", 2)
+    parts = [ERRORS_HEAD, f"{title}\n\n```text\n{inspect.cleandoc(tree)}\n```\n\n{rest}\n"]
+    model = gw.load("toy")
+    for kind in _kinds(gw.GlassworksError):
+        parts.append(f"\n## {kind.__name__}\n\n{inspect.getdoc(kind)}\n")
+        if kind.__name__ in EXAMPLES:
+            code = EXAMPLES[kind.__name__]
+            parts.append(f"\n```python\n{code}\n```\n\n```text\n{_said(code, model, kind)}\n```\n")
+    return "".join(parts)
+
+
+def _kinds(top: type[Exception]) -> list[type[Exception]]:
+    """An error and all below it, in the order of the tree."""
+    return [
+        top,
+        *(kind for child in top.__subclasses__() if child.__module__ == top.__module__ for kind in _kinds(child)),
+    ]
+
+
+def _said(code: str, model: Any, kind: type[Exception]) -> str:
+    """The message that the code ends with, which must be of this very kind."""
+    names = {"gw": gw, "model": model, "prompt": "The Eiffel Tower is in the city of"}
+    try:
+        exec(compile(code, "example.py", "exec"), names)
+    except gw.GlassworksError as error:
+        if type(error) is not kind:
+            raise
+        return "\n".join([str(error).strip('"'), *getattr(error, "__notes__", [])])
+    raise AssertionError(f"the example of {kind.__name__} raises nothing")
+
+
+PAGES: dict[str, Callable[[], str]] = {"cli.md": cli, "operations.md": operations, "errors.md": errors}
 
 if __name__ == "__main__":
     for page, write in PAGES.items():
