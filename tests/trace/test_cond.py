@@ -193,8 +193,8 @@ def test_a_head_written_in_a_branch(model: Any) -> None:
             heads = model.layers[1].attn.heads
 
             def write() -> None:
-                heads[1].result = heads[1].result * 2
                 heads[0].output *= 0.5
+                heads[1].result = heads[1].result * 2
 
             if conditional:
                 gw.cond(sign(model, holds), write, lambda: None)

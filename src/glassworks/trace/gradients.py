@@ -35,6 +35,9 @@ class Gradient:
         own = (self._value, self._backward, new)
         return self._block.add(Node("grad_write", "", tuple(Ref(n) for n in own), (), own, ALL_ROWS, None), line)
 
+    def check_upstream(self, place: Any, line: Line) -> None:
+        """Any site may be written: a backward sees the forward pass as it was."""
+
     def gradient(self, backward: int | None, line: Line) -> Any:
         """Refused."""
         raise GraphError(f"the gradient of a gradient is not taken; write the loss that you mean\n  at {line}")

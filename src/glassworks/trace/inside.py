@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from glassworks.errors import UnknownSite, WriteError
+from glassworks.errors import ScopeError, UnknownSite, WriteError
 from glassworks.graph.nodes import ALL_ROWS, Line, Node
 from glassworks.graph.sites import Site, SiteTable
 from glassworks.trace.recorder import Recorder, caller
@@ -121,17 +121,47 @@ class Result:
         self._inputs_first = kind == "Conv1D"
         self.scopes: dict[int, Any] = {}
         self._written: dict[Any, int] = {}
+        self._name = f"{heads._name}.result"
 
     def read(self, line: Line) -> int:
         """The node of the current value in the rows and steps that are open."""
         recorder = self._recorder
         scope = recorder.invoke, recorder.steps
         node = self._written.get(scope)
+        self._refuse_other_scopes(scope, line)
         if node is None:
             output = Value(recorder, recorder.read(self._output, line), line)
             node = (output.unsqueeze(-2) @ self._weight(line).to(output.dtype)).squeeze(-2)._node
         self.scopes[node] = scope
         return int(node)
+
+    def _refuse_other_scopes(self, scope: Any, line: Line) -> None:
+        """A write in other rows or steps, or in an edit, is not in what is read here: refused, not left out."""
+        recorder, name = self._recorder, f"{self._path}.output"
+        for n, node in enumerate(recorder.nodes):
+            if node.target != name or node.kind != "write" or (node.invoke, node.steps) == scope:
+                continue
+            if _overlap((node.invoke, node.steps), scope):
+                raise ScopeError(
+                    f"{self._name} (or {name}) was written in other rows, other steps or an edit: touch it in one "
+                    f"scope only, or use heads.output\n  written at {recorder.where(n)}\n  used at    {line}"
+                )
+
+    def check_upstream(self, place: Any, line: Line) -> None:
+        """A write of `output` comes before `result` in the forward pass, and so in the block.
+
+        Raises:
+            WriteError: `result` was touched above already, from an `output` that this write changes.
+        """
+        recorder = self._recorder
+        if place[0] != recorder.event_of(self._output):
+            return
+        for n, scope in self.scopes.items():
+            if _overlap(place[1:], scope):
+                raise WriteError(
+                    f"{self._output} is upstream of {self._name}, which was used above: write {self._output} first\n"
+                    f"  used at  {recorder.where(n)}\n  write at {line}"
+                )
 
     def _weight(self, line: Line) -> Value:
         """The projection by heads: `[heads, head_dim, d_model]`."""
@@ -209,6 +239,14 @@ class Head:
 
     def __repr__(self) -> str:
         return f"<head {self._number} of {self._heads!r}>"
+
+
+def _overlap(one: Any, other: Any) -> bool:
+    """Whether two scopes, (invoke, steps), share rows and steps."""
+    if one[0] != other[0] and ALL_ROWS not in (one[0], other[0]):
+        return False
+    a, b = one[1] or (0, None), other[1] or (0, None)
+    return (a[1] is None or b[0] < a[1]) and (b[1] is None or a[0] < b[1])
 
 
 def _is_written_already(recorder: Recorder, whole: Value, value: Any, index: Any) -> bool:

@@ -190,6 +190,8 @@ class Recorder:
         if self.branches is not None and self.branches.guard:
             node, kind = self.branches.merged(node, self._current(name, line), line), "write"
         place = self._place(name)
+        for derived in self.derived.values():
+            derived.check_upstream(place, line)
         self._written[place] = self._written.get(place, 0) + 1
         if name in self.derived:
             return self.derived[name].write(node, line)  # type: ignore[no-any-return]
@@ -212,11 +214,15 @@ class Recorder:
 
     def _place(self, name: str) -> Any:
         """What a write changes: the tensor of an event, whatever its names, in the rows and steps that are open."""
+        return self.event_of(name), self.invoke, self.steps
+
+    def event_of(self, name: str) -> tuple[Any, ...]:
+        """The tensor of an event that a site shows, the same for all its names."""
         site = self.table.sites.get(name)
         if site is None:
-            return (name, ()), self.invoke, self.steps
+            return (name, ())
         event = self.table.events[site.order]  # its order changes when somebody looks into a module
-        return (event.path, event.port, event.call, site.item), self.invoke, self.steps
+        return event.path, event.port, event.call, site.item
 
     def save(self, value: Any, kept: Any, name: str | None, reduce: str | None, line: Line) -> None:
         """Record that a Value is kept, under a name of its own; `kept` is what holds on to what it is now."""

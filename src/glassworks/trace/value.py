@@ -371,9 +371,13 @@ class Value(Operators):
 
     def _replay(self, line: Line) -> int:
         """The view that this is of its parent, taken again now that the parent has moved on."""
-        block = self._block
         assert self._parent is not None
-        base, node = self._parent._node, block.nodes[self._view]
+        return self._again(self._parent._node, line)
+
+    def _again(self, base: int, line: Line) -> int:
+        """The view that this is of its parent, taken of another node."""
+        block = self._block
+        node = block.nodes[self._view]
         call = block.nodes[node.deps[0]] if node.kind == "item" else node
         fresh = block.add(call._replace(args=(Ref(base), *call.args[1:]), deps=(base, *call.deps[1:])), line)
         if node.kind != "item":
@@ -420,8 +424,7 @@ class Value(Operators):
             return None
         found: Value = derived.gradient(backward, line)
         for view in reversed(views[:-1]):
-            node = self._block.nodes[view._view]
-            found = self._block.call(node.target, (found, *node.args[1:]), dict(node.kwargs), line)
+            found = Value(self._block, view._again(found._node, line), line)
         return found
 
     def _backward(self, line: Line) -> int:
