@@ -8,7 +8,7 @@ import torch
 
 from glassworks.errors import ModelError
 from glassworks.graph.sites import Event
-from glassworks.run.inside import Inner, looking
+from glassworks.run.inside import Inner, is_operation, looking
 from glassworks.run.interpret import Interpreter
 from glassworks.run.modules import Modules, Stopped, unwatched
 from glassworks.run.structures import built
@@ -113,25 +113,38 @@ class Watch:
     def _inside(self, path: str, k: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The forward of a module, which somebody may look into."""
         ports = self.inner.ports.get((path, k), {})
+        operations = any(map(is_operation, ports))
 
         def entered(*args: Any, **kwargs: Any) -> Any:
             self._running.append(path)
             try:
                 with looking(
-                    self._modules[path], ports, self._tell,
+                    self._modules[path], ports, self._tell_on if operations else self._tell,
                     inside=lambda: self._running[-1] == path, materialise=lambda: self._shows(ports),
+                    totals=self._totals(path, k),
                 ):  # fmt: skip
-                    return forward(*args, **kwargs)
+                    returned = forward(*args, **kwargs)
+                if operations and self.last in ports.values():
+                    raise Stopped
+                return returned
             finally:
                 self._running.pop()
 
         return entered
 
+    def _totals(self, path: str, k: int) -> Mapping[str, int] | None:
+        """How often each operation must be called in a module; None where any number will do."""
+        return self.inner.totals.get((path, k), {})
+
+    def _tell_on(self, event: int, raw: Any) -> Any:
+        """`_tell`, without stopping: whether an operation was the one that was meant shows at its module's end."""
+        return self._tell(event, raw, stop=False)
+
     def _shows(self, ports: Mapping[str, int]) -> bool:
         """Whether somebody asks for scores or probabilities among these ports."""
         return "scores" in ports or "probs" in ports
 
-    def _tell(self, event: int, raw: Any) -> Any:
+    def _tell(self, event: int, raw: Any, *, stop: bool = True) -> Any:
         """Let the graphs that wait for an event see it; stop if it was the last."""
         self._told += 1
         if self._only is not None:
@@ -140,7 +153,7 @@ class Watch:
             for interpreter in self.interpreters:
                 if event in interpreter.actions:
                     raw = interpreter.at(event, raw)
-        if event == self.last:
+        if event == self.last and stop:
             raise Stopped
         return raw
 

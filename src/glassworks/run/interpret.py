@@ -161,7 +161,7 @@ class Interpreter:
     def settled(self, raw: Any, leaves: Mapping[Any, Leaf]) -> Any:
         """What passes at an event, with everything that was written there."""
         for leaf in leaves.values():
-            if leaf.changed:
+            if leaf.changed and not leaf.site.inplace:
                 raw = replaced(raw, leaf.site.item, leaf.result())
         return raw
 
@@ -231,14 +231,15 @@ class Interpreter:
 
     def _leaf(self, leaves: dict[Any, Leaf], raw: Any, name: str) -> Leaf:
         site = self.table.sites[name]
-        leaf = leaves.get(site.item)
+        key = (site.item, site.inplace)  # what the model holds is not what a module is given in its place
+        leaf = leaves.get(key)
         if leaf is None:
             tensor = item_at(raw, site.item)
             if site.mutated and not site.inplace:
                 tensor = tensor.clone()
-            leaf = leaves[site.item] = Leaf(tensor, site, self.slots, self.sizes)
+            leaf = leaves[key] = Leaf(tensor, site, self.slots, self.sizes)
         elif leaf.site is not site and _lens(leaf.site) != _lens(site):
-            leaf = leaves[site.item] = leaf.seen_as(site)
+            leaf = leaves[key] = leaf.seen_as(site)
         return leaf
 
     # Nodes.

@@ -200,11 +200,15 @@ class _LiveWatch(Watch):
         self._entered[path, k] = self.inner.ports.get((path, k), {})
         return super()._inside(path, k, forward)
 
+    def _totals(self, path: str, k: int) -> Mapping[str, int] | None:
+        """Every operation of the module is watched, and few are meant."""
+        return None
+
     def _shows(self, ports: Mapping[str, int]) -> bool:
         asked = {self.wanted, *self._own.actions}
         return any(port in ports and self._orders[ports[port]] in asked for port in ("scores", "probs"))
 
-    def _tell(self, event: int, raw: Any) -> Any:
+    def _tell(self, event: int, raw: Any, *, stop: bool = True) -> Any:
         event = self._orders[event]
         if event in self._own.actions:
             raw = self._own.at(event, raw)

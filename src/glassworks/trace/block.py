@@ -92,6 +92,7 @@ class Block:
         recorder.shape_of, recorder.structure_of = shapes, shapes.structure
         recorder.may_pad = self._may_pad
         recorder.inputs = lambda: self.inputs
+        recorder.frozen = core.frozen
         self._recorder = core.blocks[thread] = recorder
         _OPEN.setdefault(thread, []).append(recorder)
         return self

@@ -13,6 +13,7 @@ from glassworks.graph.passes import joined
 from glassworks.graph.sites import SiteTable
 from glassworks.trace.block import Block, check_graph
 from glassworks.trace.collect import Job, run_over
+from glassworks.trace.inside import Result
 from glassworks.trace.live import LiveBlock
 from glassworks.trace.parts import Core, Part, at_path, call_module, child_of
 from glassworks.trace.progress import shown_progress
@@ -340,6 +341,7 @@ class Edit:
             device=core.device,
             prefix=core.prefix,
         )
+        self._core.frozen = core.frozen
 
     def __enter__(self) -> Model:
         self._block = Block(self._core, finish=self._keep)
@@ -356,6 +358,8 @@ class Edit:
             raise GraphError(
                 f"an edit has no results: take the save out, and save in a block of the edited model\n  at {caller()}"
             )
+        written = [d.frozen() for d in self._recorder.derived.values() if isinstance(d, Result) and d.is_written]
+        self._core.frozen = {**self._core.frozen, **dict(written)}
         self._core.prefix = block.graph
 
     def __exit__(self, *error: Any) -> None:

@@ -12,6 +12,7 @@ from glassworks.errors import ScopeError, UnknownSite, WriteError
 from glassworks.graph.nodes import ALL_ROWS, Line, Node
 from glassworks.graph.sites import Site, SiteTable
 from glassworks.trace.recorder import Recorder, caller
+from glassworks.trace.show import axes
 from glassworks.trace.structured import is_leaf, structured, write_site, write_structure
 from glassworks.trace.value import Value
 
@@ -69,14 +70,16 @@ class Heads:
         site = self.result_of(recorder, line)._site if name == "result" else self.site(recorder, name, line).name
         write_site(recorder, str(site), value, line)
 
+    def __dir__(self) -> list[str]:
+        return [*_PORTS, "result"]
+
     def __repr__(self) -> str:
+        table = self._core.table
         rows = [f"{self._name}: {len(self)} heads"]
         for port in _PORTS:
-            site = self._core.table.sites.get(f"{self._name}.{port}")
-            rows.append(
-                f"  .{port:<8}" + (str(list(site.axes)) if site else self._core.table.why_not(self._port(port)))
-            )
-        return "\n".join(rows)
+            site = table.sites.get(self._port(port))
+            rows.append(f"  .{port:<8} {axes(site.axes) if site else table.why_not(self._port(port))}")
+        return "\n".join([*rows, "  .result   what each adds to the residual, [batch, seq, heads, d_model]"])
 
     def _port(self, port: str) -> str:
         return f"{self._name}.{port}"
@@ -180,6 +183,16 @@ class Result:
         self._written[scope], self.scopes[new] = new, scope
         return recorder.write(site, whole._node, line)
 
+    @property
+    def is_written(self) -> bool:
+        """Whether somebody wrote what a head adds."""
+        return bool(self._written)
+
+    def frozen(self) -> tuple[Any, str]:
+        """What an edit that wrote here has used up: a later write of it would not be in what the edit wrote."""
+        why = f"an edit of this model wrote {self._name}, for which {self._output} must stay: write it in the edit"
+        return self._recorder.event_of(self._output), why
+
     def gradient(self, backward: int | None, line: Line) -> Value:
         """That of the projection's output, the same for every head."""
         recorder = self._recorder
@@ -237,8 +250,11 @@ class Head:
             f"{port}s that there are; that changes it for every head that shares it"
         )
 
+    def __dir__(self) -> list[str]:
+        return [*_PORTS, "result"]
+
     def __repr__(self) -> str:
-        return f"<head {self._number} of {self._heads!r}>"
+        return f"<head {self._number} of {self._heads._name}: .{', .'.join(dir(self))}>"
 
 
 def _overlap(one: Any, other: Any) -> bool:

@@ -24,7 +24,7 @@ from glassworks.trace.value import Value
 class Core:
     """What a model and all its parts share: where graphs run, and the block that is open in each thread."""
 
-    __slots__ = ("backend", "blocks", "device", "name", "prefix", "sessions", "table", "text")
+    __slots__ = ("backend", "blocks", "device", "frozen", "name", "prefix", "sessions", "table", "text")
 
     def __init__(
         self,
@@ -38,6 +38,7 @@ class Core:
     ) -> None:
         self.backend, self.text, self.table, self.name, self.prefix = backend, text, table, name, prefix
         self.device = device
+        self.frozen: dict[Any, str] = {}
         self.blocks: dict[int, Recorder] = {}
         self.sessions: dict[int, Any] = {}
 
@@ -138,7 +139,8 @@ class Part:
             if table.plain and not table.events:  # written before there is any input: checked when it is run
                 line = caller()
                 return Value(recorder, recorder.read(name, line), line, name)
-            if port == "output" and (event := self._event(table, "output")) is not None and not is_leaf(event):
+            event = self._event(table, "output") if port == "output" else None
+            if event is not None and not is_leaf(event):
                 return structured(recorder, table, event)
             raise UnknownSite(f"{table.why_not(name)}\n  at {caller()}")
         line = caller()
@@ -157,8 +159,8 @@ class Part:
 
     def _name(self, port: str) -> str:
         if self._standard is not None and self._call is None:
-            name = f"{self._standard}.{port}"
-            if name in self._core.table.sites or self._native is None:
+            name, table = f"{self._standard}.{port}", self._core.table
+            if name in table.sites or self._native is None or name in table.absent:
                 return name
         prefix = f"{self._native}." if self._native else ""
         return f"{prefix}{'' if self._call is None else f'call({self._call}).'}{port}"
@@ -175,7 +177,7 @@ class Part:
 
     def _event(self, table: SiteTable, port: str) -> Any:
         """The structure that passes at a native event, or None."""
-        if self._native is None:
+        if self._native is None or (self._standard is not None and f"{self._standard}.{port}" in table.absent):
             return None
         order = table.by_event.get((self._native, port, self._call or 0))
         if order is None or (self._call is None and table.calls.get(self._native, 1) > 1):
@@ -199,6 +201,8 @@ class Part:
         if name.startswith("__"):
             raise AttributeError(name)
         core = self._core
+        if name in ("output", "input"):  # the property raised: say again why, whatever children there are
+            return self._read(name)
         if self._native is not None and f"{self._native}.{name}" in core.table.parameters:
             return _parameter(core, f"{self._native}.{name}")
         if (site := self._site(name)) is not None:
@@ -206,8 +210,6 @@ class Part:
             return Value(recorder, recorder.read(site, line), line, site)
         child = self._child(name)
         if child is None:
-            if name in ("output", "input"):  # the property raised: say again why
-                return self._read(name)
             own = ".".join(part for part in (self._standard or self._native, name) if part)
             raise UnknownSite(f"{core.table.why_not(own)}\n  at {caller()}")
         self.__dict__[name] = child
@@ -279,6 +281,16 @@ class Part:
         recorder = core.blocks.get(get_ident())
         table = recorder.table if recorder is not None else core.table
         return table if path in table.within else core.look_within(path, recorder)
+
+    def __dir__(self) -> list[str]:
+        """Attributes, children and standard sites: what the tab key offers."""
+        table, own = self._core.table, f"{self._standard}." if self._standard else ""
+        standard = {
+            name[len(own) :].partition(".")[0] for name in (*table.sites, *table.modules) if name.startswith(own)
+        }
+        children = set(table.children.get(self._native or "", ()))
+        named = {name for name in standard | children if name.isidentifier()} if own or self._native == "" else children
+        return sorted({*object.__dir__(self), *named})
 
     def __repr__(self) -> str:
         return render(self._core.table, self._standard, self._native)

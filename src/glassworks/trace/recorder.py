@@ -67,6 +67,7 @@ class Recorder:
         invoke, steps: the scope of sites written now; `single`: one step, whose saves are tensors.
         needs_steps: a generation, where a site outside any steps is refused. is_edit: sites mean all rows.
         may_pad: whether an invoke may have rows of several lengths.
+        frozen: tensors of events that the model's edits have used up, and why.
         derived: sites that are read and written through others, by name. refused: views that cannot be written, why.
         inputs: gives the rows of the block so far.
         branches: which branch of a condition is open (see `branches`); None: there was no condition yet.
@@ -89,6 +90,7 @@ class Recorder:
         "constants",
         "derived",
         "failure",
+        "frozen",
         "functions",
         "inputs",
         "invoke",
@@ -139,6 +141,7 @@ class Recorder:
         self.sealed = False
         self.failure: str | None = None
         self.derived: dict[str, Any] = {}
+        self.frozen: Mapping[Any, str] = {}
         self.refused: dict[int, str] = {}
         self.inputs: Callable[[], Any] = _nothing
 
@@ -190,6 +193,8 @@ class Recorder:
         if self.branches is not None and self.branches.guard:
             node, kind = self.branches.merged(node, self._current(name, line), line), "write"
         place = self._place(name)
+        if place[0] in self.frozen:
+            raise WriteError(f"{self.frozen[place[0]]}\n  written here at {line}")
         for derived in self.derived.values():
             derived.check_upstream(place, line)
         self._written[place] = self._written.get(place, 0) + 1
