@@ -145,7 +145,7 @@ def test_limits_are_positive_ints(value: Any) -> None:
         ("the input 'x' is missing; given: \\['y'\\]\n  at work.py:10",
          experiment(node("input", "x"), SAVE, inputs=Inputs((Rows(ids=((1,),)),), named={"y": BIG}))),
         ("'custom_generate' is not permitted", experiment(generation=Generation(1, {"custom_generate": "a/b"}))),
-        ("'num_beams' must be 1", experiment(generation=Generation(1, {"num_beams": 4}))),
+        ("'num_beams' must be an int of at least 1", experiment(generation=Generation(1, {"num_beams": 0}))),
         ("'temperature' must be a number", experiment(generation=Generation(1, {"temperature": "hot"}))),
         ("only those below 0 come earlier", experiment(links={"x": (0, "s")})),
     ],

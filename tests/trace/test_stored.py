@@ -379,6 +379,7 @@ def test_a_plain_module_has_no_rows_to_stream(tmp_path):
 # Memory and progress.
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_a_pass_and_not_by_the_prompts(model, tmp_path, monkeypatch):
     with model.record() as t:
         model.layers[1].output.save("h")
@@ -400,6 +401,7 @@ def test_memory_is_bounded_by_a_pass_and_not_by_the_prompts(model, tmp_path, mon
     assert most[80] <= most[8] + 4 * 4 * 32
 
 
+@pytest.mark.slow
 def test_a_reduction_in_memory_keeps_one_sum(model, monkeypatch):
     with model.record() as t:
         model.layers[0].output.save("mean", reduce="mean")

@@ -37,8 +37,9 @@ def step_in_parts(
     count = len(interpreter.rows)
     spans = [(start, min(start + rows, count)) for start in range(0, count, rows)]
     items = {event: _items(interpreter, event) for event in interpreter.actions}
+    follows = interpreter.forward.follows_from is not None
     parts = [_Part(runtime, _own(args, span, count), _own(inputs, span, count), interpreter, span) for span in spans]
-    with ExitStack() as stack, torch.set_grad_enabled(interpreter.forward.has_backward):
+    with ExitStack() as stack, torch.set_grad_enabled(follows):
         for part in parts:
             stack.callback(part.coroutine.stop)
         while True:
@@ -48,7 +49,7 @@ def step_in_parts(
                 break
             event = _where(parts)
             joined = _joined(parts, items[event])
-            _handed_back(parts, items[event], joined, interpreter.at(event, joined), interpreter.forward.has_backward)
+            _handed_back(parts, items[event], joined, interpreter.at(event, joined), follows)
         if not all(part.coroutine.ended for part in parts):
             _where([])
 
@@ -88,6 +89,8 @@ class _Part:
             self.coroutine.pause()
         except Stopped:  # by us, and not because the runtime has seen its last event
             raise _Abandoned from None
+        if event == self.forward.follows_from:  # the state of this part's own pass
+            torch.set_grad_enabled(True)
         return self.raw
 
 
