@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from glassworks.errors import (
+    Cancelled,
     GlassworksError,
     GraphError,
     InputError,
@@ -64,10 +65,10 @@ _HOMES = {
 }
 
 __all__ = [
-    "GlassworksError", "Graph", "GraphError", "InputError", "LimitExceeded", "Model", "ModelError", "NotSaved",
-    "NotTaken", "OrderError",
-    "RemoteError", "ScopeError", "Unauthorized", "UnknownOperation", "UnknownSite", "Value", "WireError", "WriteError",
-    "apply", "cond", "connect", "input", "load", "log", "operations", "results", "values", "wrap",
+    "Cancelled", "GlassworksError", "Graph", "GraphError", "InputError", "LimitExceeded", "Model", "ModelError",
+    "NotSaved", "NotTaken", "OrderError", "RemoteError",
+    "ScopeError", "Unauthorized", "UnknownOperation", "UnknownSite", "Value", "WireError",
+    "WriteError", "apply", "cond", "connect", "input", "load", "log", "operations", "results", "values", "wrap",
 ]  # fmt: skip
 
 

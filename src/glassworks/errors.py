@@ -14,6 +14,7 @@
     └── RemoteError           a service said no, or could not be reached
         ├── WireError         bytes that are not a message of ours  (also ValueError)
         ├── LimitExceeded     over a limit of the service
+        ├── Cancelled         a job was called off
         └── Unauthorized      no key, or not a valid one
 
 An error that comes out of torch or of a model keeps its own type; the line of the user's that led to it is
@@ -77,6 +78,10 @@ class WireError(RemoteError, ValueError):
 
 class LimitExceeded(RemoteError):
     """Over a limit of the service; the message names the limit and both figures."""
+
+
+class Cancelled(RemoteError):
+    """A job was called off before it was done."""
 
 
 class Unauthorized(RemoteError):

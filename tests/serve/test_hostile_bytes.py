@@ -23,10 +23,9 @@ from glassworks.client.inprocess import InProcessTransport
 from glassworks.graph import messages
 from glassworks.graph.limits import Limits
 from glassworks.graph.wire import digest
-from glassworks.serve.connect import as_leaf
 from glassworks.serve.local import in_process
 from glassworks.serve.supervise import Running, running_service
-from glassworks.trace.tensors import from_blob
+from glassworks.trace.tensors import as_leaf, from_blob
 from mutations import WAYS, mutated
 
 HERE = Path(__file__).parent

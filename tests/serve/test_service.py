@@ -1,6 +1,7 @@
 """The handlers of a service without a network: answers, statuses, and what never reaches the model."""
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from glassworks.graph.nodes import ALL_ROWS, Node, Ref
 from glassworks.serve.checks import Checks
 from glassworks.serve.host import ModelHost, tokenizer_files
 from glassworks.serve.local import in_process
+from glassworks.serve.routes import handle
 from glassworks.serve.service import Service
 
 
@@ -142,24 +144,24 @@ def test_a_fault_of_the_service_is_500_without_its_insides(fake: Any, experiment
 
 
 def test_paths(service: Service, experiment: Any) -> None:
-    assert service.handle("GET", "/healthz")[0] == 200
-    assert json.loads(service.handle("GET", "/v1/models")[1]) == {"models": [{"name": "small"}, {"name": "org/small"}]}
+    assert handle(service, "GET", "/healthz")[0] == 200
+    assert json.loads(handle(service, "GET", "/v1/models")[1]) == {"models": [{"name": "small"}, {"name": "org/small"}]}
     body = messages.encode_request("org/small", [experiment()])
-    assert service.handle("POST", "/v1/models/org/small/run", body)[0] == 200
+    assert handle(service, "POST", "/v1/models/org/small/run", body)[0] == 200
     for method, path in [
         ("GET", "/"),
         ("POST", "/v1/models"),
         ("GET", "/v1/models/small/run"),
         ("PUT", "/v1/models/small/sites"),
     ]:
-        assert service.handle(method, path)[0] == 404
+        assert handle(service, method, path)[0] == 404
 
 
 # Through the client, in this process.
 
 
 def test_remote_parts(fake: Any, service: Service) -> None:
-    lab = Lab(InProcessTransport(service.handle))
+    lab = Lab(InProcessTransport(partial(handle, service)))
     assert lab.models() == ["small", "org/small"]
     parts = remote_parts(lab, "org/small")
     assert parts.table == fake.table()

@@ -59,7 +59,7 @@ def run(
         if console.is_terminal and to is None
         else nullcontext()
     ):
-        results = found.run(stored, texts, rows=rows, max_new_tokens=max_new_tokens, to=to)
+        results: Any = found.run(stored, texts, rows=rows, max_new_tokens=max_new_tokens, to=to)
     if to is not None:
         print(f"{_count(len(results), 'save')} of {_count(len(texts), 'prompt')} in {to}")
     if out is not None:

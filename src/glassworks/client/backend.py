@@ -5,18 +5,24 @@ site table is fetched once.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
 from glassworks.client.base import Transport
-from glassworks.client.calls import call, model_path
+from glassworks.client.calls import call, error_of, model_path
+from glassworks.client.content import joined
+from glassworks.client.job import RemoteJob, status_of
+from glassworks.client.lines import with_own_lines
 from glassworks.errors import RemoteError, WireError
 from glassworks.graph import logs, messages, sites, tree
 from glassworks.graph.backend import Draft, Experiment, Generation, Inputs, Results
 from glassworks.graph.graph import Graph
+from glassworks.graph.jobs import EndedJob, Job
 from glassworks.graph.sites import SiteTable
 from glassworks.graph.wire import Blob, Constant, json_of
+
+_UNKNOWN, _NOT_SENT = 404, 409
 
 
 def keep_blob(blob: Blob) -> Blob:
@@ -78,10 +84,42 @@ class RemoteBackend:
     def run_session(self, experiments: Sequence[Experiment]) -> list[Results]:
         """Run several there, in order, as one job. What the service refuses is raised here, of its own
         type."""
+        return self._read(self._post("run", experiments), experiments) if experiments else []
+
+    def submit(self, experiments: Sequence[Experiment]) -> Job:
+        """Let several run there, in order, as one job, and go on. What a check refuses is raised here."""
         if not experiments:
-            return []
-        body = messages.encode_request(self.name, experiments, as_leaf=self._as_leaf)
-        answer = call(self.transport, "POST", model_path(self.name, "run"), body)
+            return EndedJob(list)
+        own = tuple(experiments)
+        status = status_of(self._post("jobs", own))
+        graphs = [experiment.graph for experiment in own]
+        return RemoteJob(
+            self.transport, status["id"], as_leaf=self._as_leaf, read=lambda answer: self._read(answer, own),
+            understood=lambda error: with_own_lines(error, graphs),
+        )  # fmt: skip
+
+    def _post(self, what: str, experiments: Sequence[Experiment]) -> bytes:
+        """Send a request, its large tensors first where the service has them not."""
+        aside: dict[str, Blob] = {}
+        body = messages.encode_request(self.name, experiments, as_leaf=self._as_leaf, aside=aside)
+        path = model_path(self.name, what)
+        for last in (False, True):
+            self._send(aside)
+            status, answer = self.transport.request("POST", path, body)
+            if 200 <= status < 300:
+                return bytes(joined(answer))
+            if status != _NOT_SENT or last:  # let go between the question and the request
+                break
+        error = error_of(status, bytes(joined(answer)), f"POST {path}")
+        raise with_own_lines(error, [experiment.graph for experiment in experiments])
+
+    def _send(self, tensors: Mapping[str, Blob]) -> None:
+        for digest, blob in tensors.items():
+            path = f"/v1/tensors/{digest}"
+            if self.transport.request("GET", path)[0] == _UNKNOWN:
+                call(self.transport, "PUT", path, messages.encode_tensor(blob))
+
+    def _read(self, answer: bytes, experiments: Sequence[Experiment]) -> list[Results]:
         results = messages.decode_results(answer, from_blob=self._from_blob)
         if len(results) != len(experiments):
             raise WireError(f"{len(experiments)} experiments were sent and {len(results)} results came back")

@@ -24,10 +24,11 @@ def call(transport: Transport, method: str, path: str, body: Body | None = None)
     answer = bytes(joined(found))
     if 200 <= status < 300:
         return answer
-    raise _error(status, answer, f"{method} {path}")
+    raise error_of(status, answer, f"{method} {path}")
 
 
-def _error(status: int, answer: bytes, asked: str) -> Exception:
+def error_of(status: int, answer: bytes, asked: str) -> Exception:
+    """What the service raised, from an answer that says no to `asked`."""
     try:
         return decode_error(answer)
     except WireError:

@@ -18,6 +18,7 @@ from glassworks.engine.sampling import Sampler
 from glassworks.errors import InputError, ModelError, UnknownSite
 from glassworks.graph.backend import Draft, Experiment, Generation, Inputs, Results, run_in_order
 from glassworks.graph.graph import Graph
+from glassworks.graph.jobs import EndedJob, Job
 from glassworks.graph.nodes import ALL_ROWS
 from glassworks.graph.place import Forward, Plan, place_inputs
 from glassworks.graph.sites import SiteTable
@@ -28,6 +29,7 @@ from glassworks.run.interpret import Interpreter
 from glassworks.run.live import LiveInterpreter, LivePass
 from glassworks.run.lockstep import step_in_parts
 from glassworks.run.rows import Slot
+from glassworks.trace.tensors import as_leaf
 
 Prepared = tuple[Sequence[Any], Mapping[str, Any], Interpreter]
 
@@ -65,6 +67,10 @@ class LocalBackend:
     def run_session(self, experiments: Sequence[Experiment]) -> list[Results]:
         """Several experiments in order, values handed on."""
         return run_in_order(self, experiments)
+
+    def submit(self, experiments: Sequence[Experiment]) -> Job:
+        """The same, at once; a job that has ended."""
+        return EndedJob(lambda: self.run_session(experiments), as_leaf=as_leaf)
 
     def run(self, graph: Graph, inputs: Inputs, generation: Generation | None = None) -> Results:
         """Run a graph; its saves by name. Errors of nodes keep their type and carry the user's line."""

@@ -5,13 +5,16 @@ What goes in and comes out is plain data: prompts are token ids, tensors are con
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from glassworks.errors import InputError, NotTaken
 from glassworks.graph.graph import Graph
 from glassworks.graph.logs import LogEntry
 from glassworks.graph.nodes import Node
 from glassworks.graph.sites import SiteTable
+
+if TYPE_CHECKING:
+    from glassworks.graph.jobs import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +114,9 @@ class Backend(Protocol):
 
     def run_session(self, experiments: Sequence["Experiment"]) -> list[Results]:
         """Run several, in order, as one job."""
+
+    def submit(self, experiments: Sequence["Experiment"]) -> "Job":
+        """Hand several over, to be run in order as one job; what is at hand runs them at once."""
 
     def live(self, draft: "Draft", inputs: Inputs, *, within: frozenset[str] = frozenset()) -> "Live":
         """Begin to run an experiment while it is written. `within`: as for `sites`.

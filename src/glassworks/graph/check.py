@@ -24,7 +24,7 @@ from glassworks.graph.nodes import Dtype, Node, Ref
 from glassworks.graph.operations import look_up
 from glassworks.graph.place import place_inputs
 from glassworks.graph.sites import SiteTable
-from glassworks.graph.wire import ITEM_BYTES, Blob
+from glassworks.graph.wire import ITEM_BYTES, Absent, Blob
 
 _KEYWORDS = "out device generator memory_format pin_memory requires_grad layout inplace max_norm"
 REFUSED_KEYWORDS = frozenset(_KEYWORDS.split())
@@ -85,7 +85,7 @@ def _check_bytes(experiments: tuple[Experiment, ...], limits: Limits) -> None:
     for experiment in experiments:
         held: list[Any] = [*experiment.graph.constants, experiment.inputs.named]
         held += [part for rows in experiment.inputs.invokes for part in (rows.args, rows.kwargs)]
-        sizes.update((id(blob), blob.size_bytes) for blob in leaves(held) if isinstance(blob, Blob))
+        sizes.update((id(blob), blob.size_bytes) for blob in leaves(held) if isinstance(blob, Blob | Absent))
     within(
         "constants_bytes",
         sum(sizes.values()),

@@ -56,12 +56,32 @@ class _Tensors:
         self.blobs.setdefault(str(number), blob)
         return number
 
+    def without(self, numbers: set[int]) -> dict[str, list[Any]]:
+        """Take out the large ones among these, as what stands for them; gives them by name."""
+        digests = {number: digest for digest, number in self._numbers.items()}
+        large = {}
+        for number in sorted(numbers):
+            blob = self.blobs[str(number)]
+            if blob.size_bytes > wire.LARGE_BYTES:
+                large[str(number)] = [digests[number], blob.dtype, list(blob.shape)]
+                del self.blobs[str(number)]
+        return large
+
 
 # Requests.
 
 
-def encode_request(model: str, experiments: Sequence[Experiment], *, as_leaf: tree.AsLeaf = tree.own_leaf) -> bytes:
+def encode_request(
+    model: str,
+    experiments: Sequence[Experiment],
+    *,
+    as_leaf: tree.AsLeaf = tree.own_leaf,
+    aside: dict[str, wire.Blob] | None = None,
+) -> bytes:
     """Experiments for a model as bytes.
+
+    Args:
+        aside: takes the large captured tensors, by digest; the message then holds the digests only.
 
     Raises:
         InputError: an argument that cannot travel, with its place.
@@ -69,8 +89,28 @@ def encode_request(model: str, experiments: Sequence[Experiment], *, as_leaf: tr
     tensors, leaves = _Tensors(), list[wire.Constant]()
     own = [_experiment_to_json(experiment, tensors, leaves, as_leaf) for experiment in experiments]
     numbers = [tensors.add(leaf, "inputs") for leaf in leaves]
-    message = {"version": VERSION, "model": model, "experiments": own, "leaves": numbers}
+    whole = dict(tensors.blobs)
+    captured = {number for experiment in own for number in experiment["constants"]}.difference(numbers)
+    large = {} if aside is None else tensors.without(captured)
+    if aside is not None:
+        aside.update({digest: whole[name] for name, (digest, _, _) in large.items()})
+    message = {"version": VERSION, "model": model, "experiments": own, "leaves": numbers, "large": large}
     return wire.pack({"request": message}, tensors.blobs)
+
+
+def encode_tensor(blob: wire.Blob) -> bytes:
+    """One tensor as a message of its own."""
+    return wire.pack({"tensor": {"version": VERSION}}, {"0": blob})
+
+
+def decode_tensor(data: bytes | memoryview) -> wire.Blob:
+    """The inverse of `encode_tensor`. WireError: the message is none, or of more than one tensor."""
+    message, blobs = wire.unpack(data)
+    _fields(_fields(message, {"tensor"}, "message")["tensor"], set(), "tensor", True)
+    [blob] = _numbered(blobs, {}) if len(blobs) == 1 else [None]
+    if not isinstance(blob, wire.Blob):
+        raise WireError(f"a message of a tensor holds one, got {len(blobs)}")
+    return blob
 
 
 def _experiment_to_json(
@@ -106,8 +146,12 @@ def _inputs_to_json(inputs: Inputs, leaves: list[wire.Constant], as_leaf: tree.A
     return {"invokes": invokes, "named": named, "rows": inputs.rows, "first_row": inputs.first_row}
 
 
-def decode_request(data: bytes | memoryview, *, from_blob: FromBlob = _same) -> Request:
+def decode_request(
+    data: bytes | memoryview, *, from_blob: FromBlob = _same, aside: Mapping[str, wire.Blob] | None = None
+) -> Request:
     """The inverse of `encode_request`. Tensors of graphs stay blobs; those of inputs go through `from_blob`.
+
+    `aside` has the large tensors; without it they stay what the message says of them.
 
     Raises:
         WireError: names the field that is wrong.
@@ -115,15 +159,18 @@ def decode_request(data: bytes | memoryview, *, from_blob: FromBlob = _same) -> 
     message, blobs = wire.unpack(data)
     body = _fields(
         _fields(message, {"request"}, "message")["request"],
-        {"model", "experiments", "leaves"},
+        {"model", "experiments", "leaves", "large"},
         "request",
         True,
     )
     if not isinstance(body["model"], str) or not isinstance(body["experiments"], list) or not body["experiments"]:
         raise WireError("request: model must be a name, and experiments a list of at least one")
-    tensors = _numbered(blobs)
+    tensors = _numbered(blobs, _large(body["large"], aside))
     used = set(_tensor_numbers(body["leaves"], tensors, "request: leaves"))
-    leaves = [from_blob(tensors[k]) for k in body["leaves"]]
+    if any(isinstance(tensors[k], wire.Absent) for k in used):
+        raise WireError("request: leaves: only captured tensors may be elsewhere; send this one in the message")
+    made = {k: from_blob(tensors[k]) for k in used}  # each once, however often it stands there
+    leaves = [made[k] for k in body["leaves"]]
     experiments = []
     for position, value in enumerate(body["experiments"]):
         experiment, numbers = _experiment_from_json(value, tensors, leaves, f"experiment {position}")
@@ -131,6 +178,19 @@ def decode_request(data: bytes | memoryview, *, from_blob: FromBlob = _same) -> 
         used.update(numbers)
     _all_used(used, tensors)
     return Request(body["model"], tuple(experiments))
+
+
+def _large(value: Any, aside: Mapping[str, wire.Blob] | None) -> dict[str, Any]:
+    """The tensors that travel by digest, by name."""
+    if not isinstance(value, dict):
+        raise WireError("request: large must be an object")
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        absent = wire.absent_from_json(item, f"request: large: tensor {wire.spell(name)}")
+        if aside is not None and absent.digest not in aside:
+            raise WireError(f"request: large: tensor {wire.spell(name)} was not sent")
+        found[name] = absent if aside is None else aside[absent.digest]
+    return found
 
 
 def _experiment_from_json(
@@ -206,7 +266,7 @@ def decode_inputs(data: bytes | memoryview, *, from_blob: FromBlob = _same) -> t
     """The inverse of `encode_inputs`: the inputs, and the modules looked into. Raises WireError."""
     message, blobs = wire.unpack(data)
     body = _fields(_fields(message, {"inputs"}, "message")["inputs"], {"inputs", "leaves", "within"}, "inputs", True)
-    tensors = _numbered(blobs)
+    tensors = _numbered(blobs, {})
     numbers = _tensor_numbers(body["leaves"], tensors, "inputs: leaves")
     _all_used(set(numbers), tensors)
     within = body["within"]
@@ -260,7 +320,7 @@ def decode_results(data: bytes | memoryview, *, from_blob: FromBlob = _same) -> 
     body = _fields(_fields(message, {"results"}, "message")["results"], {"results"}, "results", True)
     if not isinstance(body["results"], list):
         raise WireError("results: must be a list")
-    leaves = [from_blob(blob) for blob in _numbered(blobs)]
+    leaves = [from_blob(blob) for blob in _numbered(blobs, {})]
     return [_result(value, leaves, f"result {k}") for k, value in enumerate(body["results"])]
 
 
@@ -372,12 +432,14 @@ def _mapping(value: Any, leaves: list[Any], where: str) -> dict[str, Any]:
     return found
 
 
-def _numbered(blobs: dict[str, wire.Blob]) -> list[wire.Blob]:
+def _numbered(blobs: dict[str, wire.Blob], large: Mapping[str, Any]) -> list[wire.Blob]:
     """The tensors in the order of their names, which must be 0, 1, 2 ..."""
-    for k in range(len(blobs)):
-        if str(k) not in blobs:
-            raise WireError(f"tensor {k} is missing: the {len(blobs)} tensors must be named by their numbers, from 0")
-    return [blobs[str(k)] for k in range(len(blobs))]
+    every = {**blobs, **large}
+    for k in range(len(blobs) + len(large)):
+        if str(k) not in every:
+            count = len(blobs) + len(large)
+            raise WireError(f"tensor {k} is missing: the {count} tensors must be named by their numbers, from 0")
+    return [every[str(k)] for k in range(len(every))]
 
 
 def _tensor_numbers(value: Any, tensors: list[wire.Blob], where: str) -> list[int]:

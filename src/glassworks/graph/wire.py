@@ -29,6 +29,8 @@ _TO_WIRE = {
 }  # fmt: skip
 _FROM_WIRE = {wire: name for name, wire in _TO_WIRE.items()}
 _HEADER_LIMIT_BYTES = 64 * 2**20
+LARGE_BYTES = 2**20
+"""Tensors above this travel once, and are then known by their digest."""
 _KEY = "glassworks"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 60
@@ -57,6 +59,22 @@ class Blob:
         return hash(digest(self))
 
 
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A tensor that is elsewhere: its form, and the digest by which it is known there."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    digest: str
+
+    def blob(self) -> "Blob":
+        raise WireError(f"the tensor {self.digest} is not in this message")
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
 class Constant(Protocol):
     """A captured tensor, in whatever form a layer above holds it."""
 
@@ -75,6 +93,16 @@ def digest(blob: Blob) -> str:
     found = hashlib.sha256(f"{blob.dtype}{list(blob.shape)}".encode() + b"\0")
     found.update(blob.data)
     return found.hexdigest()
+
+
+def absent_from_json(value: Any, where: str) -> Absent:
+    """A tensor that is elsewhere, from `[digest, dtype, shape]`. WireError names `where`."""
+    good = isinstance(value, list) and len(value) == 3 and all(isinstance(part, str) for part in value[:2])
+    if not good or len(value[0]) != 64 or not set(value[0]) <= set("0123456789abcdef") or value[1] not in ITEM_BYTES:
+        raise WireError(f"{where} must be [digest, dtype, shape], got {spell(value)}")
+    if not _are_sizes(value[2]) or len(value[2]) > 64:
+        raise WireError(f"{where}: the shape must be a list of sizes")
+    return Absent(value[1], tuple(value[2]), value[0])
 
 
 def pack(message: Mapping[str, Any], blobs: Mapping[str, Blob]) -> bytes:

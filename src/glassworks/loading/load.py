@@ -17,6 +17,7 @@ from glassworks.engine.local import LocalBackend
 from glassworks.errors import ModelError
 from glassworks.graph.backend import Draft, Experiment, Generation, Inputs, Live, Results
 from glassworks.graph.graph import Graph
+from glassworks.graph.jobs import Job
 from glassworks.graph.sites import SiteTable
 from glassworks.loading.wrap import local_backend
 from glassworks.model.anatomy import build_table_fake
@@ -116,6 +117,10 @@ class _Source:
     def run_session(self, experiments: Sequence[Experiment]) -> list[Results]:
         """Several experiments in order."""
         return self.loaded.run_session(experiments)
+
+    def submit(self, experiments: Sequence[Experiment]) -> Job:
+        """Several experiments in order, at once; a job that has ended."""
+        return self.loaded.submit(experiments)
 
     def live(self, draft: Draft, inputs: Inputs, *, within: frozenset[str] = frozenset()) -> Live:
         """Begin to run an experiment while it is written; see `engine.local`."""

@@ -2,9 +2,11 @@
 
 400  bytes that are not a message of ours        415  a body that is compressed
 401  no key, or one that is not known            422  refused by a check, over another limit, or failed while it ran
-404  no such model, or no such path              500  a fault of the service; its log has the rest
+404  no such model, path or job                  500  a fault of the service; its log has the rest
 408  a body that did not come in time            503  the worker is not there, or no room; Retry-After says when
-413  a body over the limit (found as it comes)        to try again
+409  not yet: the job is under way, a tensor         to try again
+     was not sent; or no more: it was cancelled
+413  a body over the limit (found as it comes)
 """
 
 from glassworks.client.content import Body

@@ -68,7 +68,7 @@ def _checked(checks: Checks, sock: socket.socket, head: dict[str, str], body: Wh
         send(sock, {"ask": what}, about)
         return receive(sock)[1]
 
-    return checks.check(head["check"], head["model"], body, ask)
+    return checks.check(head["check"], head["about"], body, ask)
 
 
 def _allow(more_bytes: int) -> None:

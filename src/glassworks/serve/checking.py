@@ -69,13 +69,14 @@ class CheckerPool:
     def learn(self, model: str, table: bytes) -> None:
         self._tables[model] = table
 
-    def check(self, what: str, model: str, body: Body, ask: Ask) -> Answer:
+    def check(self, what: str, about: str, body: Body, ask: Ask) -> Answer:
         process = self._free.get()
         kept = None
         try:
             process = process or self._started()
-            process.learn(model, self._tables[model])
-            answer, goes_on = process.check({"check": what, "model": model}, body, ask)
+            for model, table in self._tables.items():
+                process.learn(model, table)
+            answer, goes_on = process.check({"check": what, "about": about}, body, ask)
             kept = process if goes_on else None
         except TimeoutError:
             answer = refusal(422, _out_of_time(self.limits))

@@ -17,8 +17,9 @@ from glassworks.graph.backend import Experiment, Inputs
 from glassworks.graph.check import check_request
 from glassworks.graph.check_inputs import check_inputs, check_within
 from glassworks.graph.limits import Limits
-from glassworks.graph.messages import decode_inputs, decode_request, encode_inputs
+from glassworks.graph.messages import Request, decode_inputs, decode_request, decode_tensor, encode_inputs
 from glassworks.graph.sites import SiteTable
+from glassworks.graph.wire import Absent, Blob, digest
 from glassworks.serve.answers import Answer, refusal, status_of
 from glassworks.serve.quote import quote_request
 
@@ -43,21 +44,30 @@ class Checks:
         """Take in a site table."""
         self._tables[model] = table_from_bytes(table)
 
-    def check(self, what: str, model: str, body: Body, ask: Ask) -> Answer:
-        """200 and a verdict for the model's host, or the refusal.
+    def check(self, what: str, about: str, body: Body, ask: Ask) -> Answer:
+        """200 and a verdict, as JSON, or the refusal.
 
         Args:
-            what: `run` for a request, `inputs` for what a site table depends on.
-            ask: answers `sites`: the table for encoded inputs, with the operations inside some modules.
+            what: `run` for a request, `inputs` for what a site table depends on, `tensor` for a large tensor.
+            about: the model; of a tensor the digest.
+            ask: answers `sites`: the table for encoded inputs, with the operations inside some modules; and `tensors`:
+                the forms of large tensors, for their digests, null for one that is not there.
         """
         try:
-            table = self._tables[model]
-            if what == "inputs":
-                inputs, within = decode_inputs(memoryview(joined(body)))
-                check_inputs(inputs, table, self.limits)
-                check_within(within, table)
-                return 200, b"{}"
-            return 200, json.dumps(self._request(model, table, memoryview(joined(body)), ask)).encode()
+            data = memoryview(joined(body))
+            match what:
+                case "inputs":
+                    inputs, within = decode_inputs(data)
+                    check_inputs(inputs, self._tables[about], self.limits)
+                    check_within(within, self._tables[about])
+                    verdict: dict[str, Any] = {}
+                case "tensor":
+                    verdict = _tensor(about, decode_tensor(data))
+                case _:
+                    verdict = self._request(about, self._tables[about], data, ask)
+            return 200, json.dumps(verdict).encode()
+        except _NotSent as error:
+            return refusal(409, RemoteError(str(error)))
         except GlassworksError as error:
             return refusal(status_of(error), error)
         except MemoryError:
@@ -74,7 +84,36 @@ class Checks:
             raise WireError(f"request: the message is for the model {request.model!r} and was sent to {model!r}")
         table_of = partial(_table_of, table, ask, {})
         check_request(request, table, self.limits, table_of=table_of)
-        return {"late": quote_request(request.experiments, self.limits, table_of)}
+        tensors = _large_tensors(request, ask)
+        quote = quote_request(request.experiments, self.limits, table_of)
+        return {"late": quote.late, "forwards": quote.forwards, "tensors": tensors}
+
+
+class _NotSent(Exception):
+    """A request speaks of tensors that its author has not sent, or not for a long time."""
+
+
+def _tensor(said: str, blob: Blob) -> dict[str, Any]:
+    if digest(blob) != said:
+        raise WireError(f"the tensor's digest is {digest(blob)}, and it was sent as {said}")
+    return {"dtype": blob.dtype, "shape": list(blob.shape)}
+
+
+def _large_tensors(request: Request, ask: Ask) -> list[str]:
+    """The digests of the tensors that a request has elsewhere, once each; they are there, and what it says of them."""
+    every = [constant for experiment in request.experiments for constant in experiment.graph.constants]
+    absent = {constant.digest: constant for constant in every if isinstance(constant, Absent)}
+    if not absent:
+        return []
+    there = json.loads(joined(ask("tensors", json.dumps(list(absent)).encode())))
+    missing = [each for each in absent if there[each] is None]
+    if missing:
+        raise _NotSent(f"{len(missing)} of {len(absent)} large tensors are not here: send {', '.join(missing[:3])} ...")
+    for each, constant in absent.items():
+        if there[each] != [constant.dtype, list(constant.shape)]:
+            given = f"{constant.dtype} of shape {list(constant.shape)}"
+            raise WireError(f"request: large: {each} is {there[each][0]} of shape {there[each][1]}, not {given}")
+    return list(absent)
 
 
 def _table_of(table: SiteTable, ask: Ask, known: dict[int, SiteTable], experiment: Experiment) -> SiteTable:

@@ -3,17 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from glassworks.client.http import HTTPTransport
+from glassworks.client.job import RemoteJob
 from glassworks.client.lab import Lab, remote_parts
 from glassworks.errors import InputError
-from glassworks.graph.wire import Constant
+from glassworks.graph.messages import decode_results
 from glassworks.serve.host import tokenizer_files
 from glassworks.serve.local import in_process
 from glassworks.trace.facade import Model
 from glassworks.trace.parts import Core
-from glassworks.trace.tensors import TensorConstant, from_blob
+from glassworks.trace.tensors import as_leaf, from_blob
 
 
 def connect(where: str | Model, *, api_key: str | None = None) -> Any:
@@ -44,7 +43,7 @@ def connect(where: str | Model, *, api_key: str | None = None) -> Any:
 
 
 class ConnectedLab:
-    """A service: `models()` lists what it has, `model(name)` gives one."""
+    """A service: `models()` lists what it has, `model(name)` gives one, `job(id)` finds what was submitted."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
@@ -59,15 +58,20 @@ class ConnectedLab:
         text = _text(parts.tokenizer)
         return Model(Core(parts.backend, text=text, table=parts.table, name=name))
 
+    def job(self, id: str) -> RemoteJob:
+        """A job that was submitted with this key, from here or from any other process.
+
+        Raises:
+            RemoteError: the service knows none of that id, from this key.
+        """
+        job = RemoteJob(
+            self._lab.transport, id, as_leaf=as_leaf, read=lambda answer: decode_results(answer, from_blob=from_blob)
+        )
+        _ = job.status
+        return job
+
     def __repr__(self) -> str:
         return f"<service at {self._lab.transport!r}>"
-
-
-def as_leaf(value: Any) -> Constant | None:
-    """A tensor as a constant; None for what is none."""
-    if isinstance(value, torch.Tensor):
-        return TensorConstant(value)
-    return value if isinstance(value, TensorConstant) else None
 
 
 def _text(files: dict[str, bytes]) -> Any:

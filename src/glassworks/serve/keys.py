@@ -46,8 +46,9 @@ class Keys:
         """Write a file that `load` reads."""
         Path(path).write_text("\n".join(self.digests) + "\n")
 
-    def know(self, key: str) -> bool:
-        """Whether a key is let in; every digest is compared, whichever matches."""
+    def owner(self, key: str) -> str | None:
+        """The digest of a key that is let in, by which what is its own is known; every one is compared, whichever
+        matches."""
         given = digest_of(key)
         matches = [hmac.compare_digest(given, digest) for digest in self.digests]
-        return any(matches)
+        return given if any(matches) else None

@@ -1,18 +1,18 @@
 """A service around a backend of this process: what `gw.connect(model)` is made of."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
+from functools import partial
 
 from glassworks.client.backend import keep_blob
 from glassworks.client.inprocess import InProcessTransport
 from glassworks.graph import messages, tree
 from glassworks.graph.backend import Backend
 from glassworks.graph.limits import Limits
-from glassworks.run.watch import watched
 from glassworks.serve.checks import Checks
-from glassworks.serve.host import ModelHost, Watching
+from glassworks.serve.host import ModelHost
+from glassworks.serve.routes import handle
 from glassworks.serve.service import Service
-from glassworks.serve.watch import RunWatch
+from glassworks.serve.spending import Spending
 
 
 def in_process(
@@ -37,17 +37,8 @@ def in_process(
     """
     limits = limits or Limits()
     host = ModelHost(
-        backend, tokenizer=tokenizer, result_bytes=limits.result_bytes, watching=watching(backend, limits),
+        backend, tokenizer=tokenizer, result_bytes=limits.result_bytes, price=lambda: Spending(limits, backend.sites()),
         as_leaf=as_leaf, from_blob=from_blob,
     )  # fmt: skip
     service = Service({name: InProcessTransport(host.handle)}, limits=limits, checker=Checks(limits))
-    return InProcessTransport(service.handle)
-
-
-def watching(backend: Backend, limits: Limits) -> Watching:
-    """What a host puts around a run: the price of what could not be priced before."""
-
-    def around(late: Sequence[Sequence[int]]) -> AbstractContextManager[None]:
-        return watched(RunWatch(limits, late, backend.sites()))
-
-    return around
+    return InProcessTransport(partial(handle, service))

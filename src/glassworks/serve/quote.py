@@ -63,23 +63,38 @@ def within(limit: str, asked: int, allowed: int, line: str) -> None:
 
 def quote_request(
     experiments: Sequence[Experiment], limits: Limits, table_of: Callable[[Experiment], SiteTable]
-) -> list[list[int]]:
-    """Refuse what costs too much; for each experiment, the nodes that can be priced only when they run.
+) -> "Quote":
+    """Refuse what costs too much.
 
     Raises:
         LimitExceeded: names the node's line, the limit and both figures.
         Exception: what torch raises at the shapes of a node, with its line.
     """
     bill = Bill(limits)
-    late = []
+    late, forwards = [], 0
     for number, experiment in enumerate(experiments):
         try:
-            late.append(_Walk(experiment, table_of(experiment), bill).everything())
+            walk = _Walk(experiment, table_of(experiment), bill)
+            late.append(walk.everything())
+            forwards += len(walk.plan.forwards) * walk.steps
         except GlassworksError as error:
             if len(experiments) == 1:
                 raise
             raise type(error)(f"experiment {number} of {len(experiments)}: {error}") from None
-    return late
+    return Quote(late, forwards)
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """What is known of a request that may run.
+
+    Attributes:
+        late: for each experiment, the nodes that can be priced only when they run.
+        forwards: how many forward passes it takes, at most.
+    """
+
+    late: list[list[int]]
+    forwards: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +268,7 @@ class _Phase:
             case "backward":
                 self._price = self._derivatives()
         value = self.shapes.settled(n)
-        if node.kind in ("update", "grad", "grad_write"):
+        if node.kind in ("update", "grad", "grad_write", "constant"):
             self._price = Price(_elements(value), _size_bytes(value))
         return value
 

@@ -36,15 +36,15 @@ _GRACE_S = 5
 def load_host(name: str, *, limits: Limits) -> ModelHost:
     """The host of a model that `gw.load` can load. It has run once, so that its weights are here and it works."""
     from glassworks.loading import load
-    from glassworks.serve.connect import as_leaf
-    from glassworks.serve.local import watching
-    from glassworks.trace.tensors import from_blob
+    from glassworks.serve.spending import Spending
+    from glassworks.trace.tensors import as_leaf, from_blob
 
     model = load(name)
     try_out(model.backend)
     files = tokenizer_files(model.tokenizer)
     return ModelHost(
-        model.backend, tokenizer=files, result_bytes=limits.result_bytes, watching=watching(model.backend, limits),
+        model.backend, tokenizer=files, result_bytes=limits.result_bytes,
+        price=lambda: Spending(limits, model.backend.sites()),
         as_leaf=as_leaf, from_blob=from_blob,
     )  # fmt: skip
 
@@ -64,7 +64,7 @@ def create_app(host: ModelHost) -> Starlette:
 
     async def answer(request: Request) -> Response:
         path, body = request.url.path, await request.body()
-        limiter = one_at_a_time if path == "/run" else None
+        limiter = one_at_a_time if path.startswith("/run") else None
         status, content = await to_thread.run_sync(host.handle, request.method, path, body, limiter=limiter)
         return Response(content, status)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from glassworks.errors import GraphError, InputError, NotSaved, ScopeError
-from glassworks.graph.backend import Generation, Inputs, Results, Rows, untaken
+from glassworks.graph.backend import Experiment, Generation, Inputs, Results, Rows, untaken
 from glassworks.graph.flow import effects
 from glassworks.graph.graph import Graph
 from glassworks.graph.logs import LogEntry
@@ -30,6 +30,7 @@ from glassworks.trace.shapes import Shapes
 from glassworks.trace.state import State
 from glassworks.trace.tensors import as_tensor, dtype_name
 from glassworks.trace.value import Value
+from glassworks.trace.waiting import Submitted
 
 _OPEN: dict[int, list[Recorder]] = {}
 """The open blocks of each thread, of whichever model; the last is the innermost."""
@@ -59,6 +60,7 @@ class Block:
         seed: int = 0,
         finish: Callable[["Block"], None] | None = None,
         has_edits: bool = True,
+        wait: bool = True,
     ) -> None:
         self._core = core
         self._has_edits = has_edits
@@ -69,6 +71,8 @@ class Block:
             raise InputError(f"a seed is an int of at least 0, got {seed!r}\n  at {caller()}")
         self._seed = seed
         self._finish = finish
+        self._wait = wait
+        self._job: Submitted | None = None
         self._recorder: Recorder | None = None
         self._results: Results | None = None
         self._root: Any = None
@@ -105,6 +109,7 @@ class Block:
             recorder.close()
             return
         self.graph = recorder.graph()
+        self._saved = recorder.saved
         if self._finish is not None:
             self._finish(self)
             recorder.close()
@@ -152,18 +157,46 @@ class Block:
         return recorder
 
     def _run(self) -> None:
-        if next(effects(self.graph), None) is None:
-            return
         graph = self.graph
+        if not self._wait:
+            self._job = self._submitted()
+            return
+        if next(effects(graph), None) is None:
+            return
         if self._generation is not None and needs_all_steps(graph):
             graph = with_results(graph)
         self.deliver(self._core.backend.run(graph, self.inputs, self._generation))
+
+    def _submitted(self) -> Submitted:
+        """The job of this block; of a generation the new tokens are always among its results."""
+        graph = self.graph if self._generation is None else with_results(self.graph)
+        needed = next(effects(graph), None) is not None
+        job = self._core.backend.submit([Experiment(graph, self.inputs, self._generation)] if needed else [])
+        return Submitted(job, self.awaiting, lambda found: self.deliver(*found) if found else None)
+
+    @property
+    def awaiting(self) -> list[Value]:
+        """The Values that the results are delivered to."""
+        return [value for kept, value, _ in self._saved for value in dict.fromkeys((kept, value))]
+
+    @property
+    def job(self) -> Submitted:
+        """With `wait=False`: the job that runs the block."""
+        if self._job is None:
+            raise ScopeError(f"a block has a job once it has ended, if it was opened with wait=False\n  at {caller()}")
+        return self._job
+
+    def _settled(self) -> Results | None:
+        """The results, waited for if need be; None: nothing has run."""
+        if self._job is not None:
+            self._job.settle()
+        return self._results
 
     def deliver(self, results: Results) -> None:
         """Hand the backend's answer to the saved Values."""
         results = self._reduced(results)
         found, absent = results.saves, untaken(self.graph, results.saves)
-        for kept, value, name in self._own().saved:
+        for kept, value, name in self._saved:
             if name in found:
                 kept.deliver(found[name], value)
             elif name in absent:
@@ -340,7 +373,8 @@ class Block:
     @property
     def logs(self) -> list[LogEntry]:
         """What `gw.log` said in this block, in order; each entry has `.text`, `.line`, `.step` and `.rows`."""
-        return [] if self._results is None else list(self._results.logs)
+        found = self._settled()
+        return [] if found is None else list(found.logs)
 
     # Gradients, results, caches.
 
@@ -385,25 +419,24 @@ class Block:
     def _result_after(self, invoke: int | None) -> Any:
         if self._generation is None:
             raise NotSaved(f"write t.result.save() inside the block, and use what it gives\n  at {caller()}")
-        if self._results is None or f"{RESULT}.0" not in self._results:
-            first = self._results
+        first = results = self._settled()
+        if results is None or f"{RESULT}.0" not in results:
             again = self.graph if first is None else without_effects(self.graph)
             results = self._core.backend.run(with_results(again), self.inputs, self._generation)
             self._results = results if first is None else replace(results, logs=first.logs)
             self.forwards = results.forwards
-        found = [self._results[f"{RESULT}.{k}"] for k in range(self.graph.invokes)]
+        found = [results[f"{RESULT}.{k}"] for k in range(self.graph.invokes)]
         return stacked(found) if invoke is None else found[invoke]
 
     @property
     def alive(self) -> list[torch.Tensor]:
         """Of a generation, after the block: for each step that ran, bool `[batch]`, which rows were live."""
-        if self._results is None:
+        found = self._settled()
+        if found is None:
             raise NotSaved(f"nothing has run yet: save something, or read t.result first\n  at {caller()}")
-        steps = max((len(rows) for rows in self._results.alive), default=0)
+        steps = max((len(rows) for rows in found.alive), default=0)
         return [
-            torch.tensor(
-                [live and k < len(rows) for rows in self._results.alive for live in rows[min(k, len(rows) - 1)]]
-            )
+            torch.tensor([live and k < len(rows) for rows in found.alive for live in rows[min(k, len(rows) - 1)]])
             for k in range(steps)
         ]
 

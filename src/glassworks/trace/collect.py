@@ -9,12 +9,13 @@ from functools import cached_property
 from typing import Any
 
 from glassworks.errors import GraphError
-from glassworks.graph.backend import Backend, Generation, Inputs, Results, Rows, untaken
+from glassworks.graph.backend import Backend, Experiment, Generation, Inputs, Results, Rows, untaken
 from glassworks.graph.graph import Graph
 from glassworks.graph.logs import LogEntry
 from glassworks.graph.sites import SiteTable
 from glassworks.trace.forms import check_rows, forms_of
 from glassworks.trace.pieces import NOT_TAKEN, Form, Ids, Part
+from glassworks.trace.waiting import Awaited
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +57,17 @@ class Job:
             check_rows(form, self.chunks, self.graph.where(n))
         return list(found.values())
 
+    def experiment(self, number: int) -> Experiment:
+        """One of the passes."""
+        own = (Rows(ids=tuple(self.chunks[number]), kwargs=self.kwargs),)
+        inputs = Inputs(own, named=self.named, first_row=number * self.rows)
+        return Experiment(self.graph, inputs, self.generation)
+
     def passes(self, numbers: Iterable[int]) -> Iterator[tuple[int, Ids, Results]]:
         """Run these passes, one after the other; gives the number of each, its rows and what came of it."""
         for number in numbers:
-            chunk = self.chunks[number]
-            own = (Rows(ids=tuple(chunk), kwargs=self.kwargs),)
-            inputs = Inputs(own, named=self.named, first_row=number * self.rows)
-            yield number, chunk, self.backend.run(self.graph, inputs, self.generation)
+            own = self.experiment(number)
+            yield number, self.chunks[number], self.backend.run(own.graph, own.inputs, own.generation)
 
     def parts(self, forms: Sequence[Form], chunk: Ids, results: Results) -> Iterator[tuple[Form, Part]]:
         """What one pass gave, save by save."""
@@ -73,10 +78,25 @@ class Job:
 
 def run_over(job: Job, done: Callable[[int], None]) -> Results:
     """Run a job and hold what comes of it in memory. `done` is told how many rows have been run."""
-    forms = job.forms()
+    return _joined(job, job.forms(), job.passes(range(len(job.chunks))), done)
+
+
+def submit_over(job: Job) -> Awaited:
+    """Hand all passes over as one job, to be joined when somebody looks."""
+    forms, numbers = job.forms(), range(len(job.chunks))
+
+    def join(found: list[Results]) -> Results:
+        return _joined(job, forms, zip(numbers, job.chunks, found, strict=True), lambda rows: None)
+
+    return Awaited(job.backend.submit([job.experiment(number) for number in numbers]), join)
+
+
+def _joined(
+    job: Job, forms: Sequence[Form], passes: Iterable[tuple[int, Ids, Results]], done: Callable[[int], None]
+) -> Results:
     parts: dict[str, list[Part]] = {form.name: [] for form in forms}
     counts, alive, logs, forwards = list[int](), list[Any](), list[LogEntry](), 0
-    for _, chunk, results in job.passes(range(len(job.chunks))):
+    for _, chunk, results in passes:
         for form, part in job.parts(forms, chunk, results):
             form.gather(parts[form.name], part)
         counts.append(len(chunk))

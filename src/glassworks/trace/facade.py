@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from glassworks.errors import GraphError, InputError
-from glassworks.graph.backend import Backend, Generation, Inputs, Results, Rows
+from glassworks.graph.backend import Backend, Experiment, Generation, Inputs, Results, Rows
 from glassworks.graph.graph import Graph
 from glassworks.graph.passes import joined
 from glassworks.graph.sites import SiteTable
 from glassworks.trace.block import Block, check_graph
-from glassworks.trace.collect import Job, run_over
+from glassworks.trace.collect import Job, run_over, submit_over
 from glassworks.trace.inside import Result
 from glassworks.trace.live import LiveBlock
 from glassworks.trace.parts import Core, Part, at_path, call_module, child_of
@@ -25,6 +25,7 @@ from glassworks.trace.session import Session
 from glassworks.trace.show import render
 from glassworks.trace.stored import StoredResults, run_to
 from glassworks.trace.value import Value
+from glassworks.trace.waiting import Awaited
 
 
 class Reply:
@@ -54,13 +55,15 @@ class Model(Part):
 
     # Blocks.
 
-    def trace(self, *prompt: Any, rows: int | None = None, seed: int = 0, **arguments: Any) -> Block:
+    def trace(self, *prompt: Any, rows: int | None = None, seed: int = 0, wait: bool = True, **arguments: Any) -> Block:
         """A block over one forward pass.
 
         Args:
             prompt: a text, token ids, a chat, or a list of these; of a plain module, its arguments. Without one, rows
                 are added by `t.invoke`.
             rows: at most so many rows a pass. seed: of random nodes.
+            wait: if False, the block becomes a job, `t.job`, and a saved Value waits for it when it is used; a model of
+                this process runs it at once.
             arguments: go to the model.
 
         Example:
@@ -75,7 +78,7 @@ class Model(Part):
             raise InputError(
                 f"arguments without a prompt: {', '.join(arguments)}; give them to t.invoke\n  at {caller()}"
             )
-        return Block(self._core, rows=own, at_most=rows, seed=seed)
+        return Block(self._core, rows=own, at_most=rows, seed=seed, wait=wait)
 
     def live(self, *prompt: Any, seed: int = 0, **arguments: Any) -> LiveBlock:
         """A block over one forward pass that runs line by line: Values hold their tensors.
@@ -108,17 +111,23 @@ class Model(Part):
             )
 
     def generate(
-        self, *prompt: Any, max_new_tokens: int = 64, rows: int | None = None, seed: int = 0, **options: Any
+        self,
+        *prompt: Any,
+        max_new_tokens: int = 64,
+        rows: int | None = None,
+        seed: int = 0,
+        wait: bool = True,
+        **options: Any,
     ) -> Block:
         """A block over a generation: step 0 reads the prompt, step k the k-th new token.
 
         Args:
-            prompt: as for `trace`. max_new_tokens: 0 only reads the prompt.
+            prompt, rows, seed, wait: as for `trace`. max_new_tokens: 0 only reads the prompt.
             options: transformers' names: do_sample, temperature, top_k, top_p, repetition_penalty, eos_token_id ...
         """
         own = [make_rows(self._core, prompt, {})] if prompt else []
         generation = Generation(max_new_tokens, options)
-        return Block(self._core, rows=own, at_most=rows, generation=generation, seed=seed)
+        return Block(self._core, rows=own, at_most=rows, generation=generation, seed=seed, wait=wait)
 
     def record(self) -> Block:
         """A block that is written down and does not run: `t.graph`, for `model.run`, to store or to send.
@@ -127,9 +136,9 @@ class Model(Part):
         """
         return Block(self._core, rows=[Rows(ids=())], finish=lambda block: None, has_edits=False)
 
-    def session(self) -> Session:
-        """Several blocks as one job: values flow between them; nothing runs until it ends."""
-        return Session(self._core)
+    def session(self, *, wait: bool = True) -> Session:
+        """Several blocks as one job: values flow between them; nothing runs until it ends. `wait`: as for `trace`."""
+        return Session(self._core, wait=wait)
 
     def edit(self) -> "Edit":
         """`with model.edit() as edited:` makes a model that always runs the block; this one stays as it is."""
@@ -146,8 +155,9 @@ class Model(Part):
         to: str | Path | None = None,
         progress: bool | None = None,
         max_new_tokens: int | None = None,
+        wait: bool = True,
         **inputs: Any,
-    ) -> "Results | StoredResults":
+    ) -> "Results | StoredResults | Awaited":
         """Run a stored graph over prompts, at most `rows` a pass.
 
         Args:
@@ -155,6 +165,7 @@ class Model(Part):
             to: a folder that each pass is written to as it is done; a run that was cut short goes on where the folder
                 ends. See `gw.results`.
             progress: a bar on standard error; None: with `to` on a terminal.
+            wait: if False, all passes become one job, `.job` of the mapping that is given; its first use waits for it.
             max_new_tokens: for a graph that generates. inputs: tensors for the graph's named inputs; others go to the
                 model.
 
@@ -176,11 +187,15 @@ class Model(Part):
             raise InputError("this graph speaks of generation steps: give max_new_tokens=")
         if self._core.table.plain and to is not None:
             raise InputError("to= takes prompts of tokens; a plain module runs in one pass: save what it gives")
+        if to is not None and not wait:
+            raise InputError("to= writes each pass as it is done, and so waits: leave out wait=False, or to=")
         if self._core.table.plain:
             own = prompts if isinstance(prompts, tuple) else (prompts,)
-            given = Inputs((Rows(args=own, kwargs=inputs),), named=named)
-            reductions_of(graph, self._core.backend.sites(given), given.invokes, generating=False)
-            return self._core.backend.run(self._edited(graph), given)
+            one = Experiment(self._edited(graph), Inputs((Rows(args=own, kwargs=inputs),), named=named))
+            reductions_of(graph, self._core.backend.sites(one.inputs), one.inputs.invokes, generating=False)
+            if not wait:
+                return Awaited(self._core.backend.submit([one]), lambda found: found[0])
+            return self._core.backend.run(one.graph, one.inputs)
         table = self._core.table
         for name in inputs:
             if (why := table.why_not_argument(name)) is not None:
@@ -190,6 +205,8 @@ class Model(Part):
             prompts=prompt_rows(prompts, self._core.text, vocab=table.vocab, positions=table.positions),
             rows=rows, named=named, kwargs=inputs, generation=generation,
         )  # fmt: skip
+        if not wait:
+            return submit_over(job)
         with shown_progress(len(job.prompts), wanted=progress, worth_it=to is not None) as done:
             return run_over(job, done) if to is None else run_to(to, job, self._core.name, done)
 

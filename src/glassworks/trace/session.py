@@ -7,7 +7,7 @@ from threading import get_ident
 from typing import Any
 
 from glassworks.errors import ScopeError
-from glassworks.graph.backend import Experiment
+from glassworks.graph.backend import Experiment, Results
 from glassworks.graph.flow import effects
 from glassworks.graph.nodes import ALL_ROWS, Line, Node, Ref
 from glassworks.trace.block import Block
@@ -15,13 +15,16 @@ from glassworks.trace.parts import Core
 from glassworks.trace.recorder import Recorder, caller
 from glassworks.trace.tensors import dtype_name
 from glassworks.trace.value import Value
+from glassworks.trace.waiting import Submitted
 
 
 class Session:
     """The blocks of one job, in order."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, *, wait: bool = True) -> None:
         self._core = core
+        self._wait = wait
+        self._job: Submitted | None = None
         self._blocks: list[Block] = []
         self._recorders: list[Recorder] = []
         self._links: list[dict[str, tuple[int, str]]] = []
@@ -89,5 +92,21 @@ class Session:
             experiments.append(Experiment(recorder.graph(), block.inputs, block._generation, links))
         if not any(True for experiment in experiments for _ in effects(experiment.graph)):
             return
-        for block, results in zip(self._blocks, self._core.backend.run_session(experiments), strict=True):
+        if self._wait:
+            self._deliver(self._core.backend.run_session(experiments))
+            return
+        job = self._core.backend.submit(experiments)
+        self._job = Submitted(job, [value for block in self._blocks for value in block.awaiting], self._deliver)
+
+    def _deliver(self, found: list[Results]) -> None:
+        for block, results in zip(self._blocks, found, strict=True):
             block.deliver(results)
+
+    @property
+    def job(self) -> Submitted:
+        """With `wait=False`: the job that runs the blocks."""
+        if self._job is None:
+            raise ScopeError(
+                f"a session has a job once it has ended, if it was opened with wait=False\n  at {caller()}"
+            )
+        return self._job

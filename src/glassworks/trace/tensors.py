@@ -57,3 +57,10 @@ def as_tensor(value: Any) -> torch.Tensor:
     if isinstance(value, TensorConstant):
         return value.tensor
     return from_blob(value) if isinstance(value, Blob) else torch.as_tensor(value)
+
+
+def as_leaf(value: Any) -> TensorConstant | None:
+    """A tensor as a constant; None for what is none."""
+    if isinstance(value, torch.Tensor):
+        return TensorConstant(value)
+    return value if isinstance(value, TensorConstant) else None

@@ -159,6 +159,15 @@ class Value(Operators):
         """The backend's answer for this value, and for the handle that it was saved through."""
         self._result = also._result = result
 
+    def waits_for(self, job: Any) -> None:
+        """The answer is still to come: `job.settle()` brings it. The first look at it comes by `__getattr__`."""
+        self._echo = job
+        del self._result
+
+    def waits_no_more(self) -> None:
+        """The answer has come, and is about to be delivered."""
+        self._echo, self._result = None, _NOTHING
+
     # Shape, without running.
 
     def _meta(self) -> Any:
@@ -467,6 +476,9 @@ class Value(Operators):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if name == "_result":
+            self._echo.settle()
+            return self._result
         if self._ended():
             return getattr(self.value, name)
         if self._block.is_live and name in ("device", "cpu"):
@@ -493,6 +505,8 @@ class Value(Operators):
         return id(self)
 
     def __repr__(self) -> str:
+        if hasattr(self._echo, "settle"):
+            return f"<Value that waits for {self._echo!r}>"
         if self._result is not _NOTHING:
             return repr(self._result)
         if self._block.closed:
