@@ -1,11 +1,14 @@
 """`model.run`: a stored graph over many prompts, a pass at a time.
 
-This is the one loop over prompts: `run_over` joins its parts in memory, `stored` writes each to a file.
+This is the one loop over prompts: `run_over` joins its parts in memory, `stored` writes each to a file. The prompts of
+a pass have one length: padding reads as 0, so that in a graph that mixes tokens a row would depend on the rows beside
+it. What comes of it is in the order of the prompts; logs are in that of the passes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 from glassworks.errors import GraphError
@@ -14,7 +17,7 @@ from glassworks.graph.graph import Graph
 from glassworks.graph.logs import LogEntry
 from glassworks.graph.sites import SiteTable
 from glassworks.trace.forms import check_rows, forms_of
-from glassworks.trace.pieces import NOT_TAKEN, Form, Ids, Part
+from glassworks.trace.pieces import NOT_TAKEN, Alive, Form, Ids, Part, alive_in_order
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +44,19 @@ class Job:
         return self.backend.sites(within=self.graph.within)
 
     @cached_property
-    def chunks(self) -> list[Ids]:
-        """The rows of each pass."""
-        return [self.prompts[start : start + self.rows] for start in range(0, len(self.prompts), self.rows)]
+    def numbers(self) -> list[tuple[int, ...]]:
+        """The rows of each pass, by number: of one length, in their order.
+
+        The longest are first, so that a pass that does not fit into memory is met at once.
+        """
+        lengths = [len(ids) for ids in self.prompts]
+        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+        equal = [list(own) for _, own in groupby(order, key=lambda row: lengths[row])]
+        return [tuple(own[k : k + self.rows]) for own in equal for k in range(0, len(own), self.rows)]
+
+    def chunk(self, number: int) -> Ids:
+        """The rows of one pass."""
+        return [self.prompts[row] for row in self.numbers[number]]
 
     def forms(self) -> list[Form]:
         """The forms of the saves, in the order written.
@@ -53,15 +66,15 @@ class Job:
         """
         found = forms_of(self.graph, self.table, generating=self.generation is not None)
         for n, form in found.items():
-            check_rows(form, self.chunks, self.graph.where(n))
+            check_rows(form, len(self.numbers), self.graph.where(n))
         return list(found.values())
 
     def passes(self, numbers: Iterable[int]) -> Iterator[tuple[int, Ids, Results]]:
         """Run these passes, one after the other; gives the number of each, its rows and what came of it."""
         for number in numbers:
-            chunk = self.chunks[number]
+            chunk = self.chunk(number)
             own = (Rows(ids=tuple(chunk), kwargs=self.kwargs),)
-            inputs = Inputs(own, named=self.named, first_row=number * self.rows)
+            inputs = Inputs(own, named=self.named, numbers=self.numbers[number])
             yield number, chunk, self.backend.run(self.graph, inputs, self.generation)
 
     def parts(self, forms: Sequence[Form], chunk: Ids, results: Results) -> Iterator[tuple[Form, Part]]:
@@ -75,15 +88,15 @@ def run_over(job: Job, done: Callable[[int], None]) -> Results:
     """Run a job and hold what comes of it in memory. `done` is told how many rows have been run."""
     forms = job.forms()
     parts: dict[str, list[Part]] = {form.name: [] for form in forms}
-    counts, alive, logs, forwards = list[int](), list[Any](), list[LogEntry](), 0
-    for _, chunk, results in job.passes(range(len(job.chunks))):
+    alive, logs, forwards, rows = list[Alive](), list[LogEntry](), 0, 0
+    for _, chunk, results in job.passes(range(len(job.numbers))):
         for form, part in job.parts(forms, chunk, results):
             form.gather(parts[form.name], part)
-        counts.append(len(chunk))
+        rows += len(chunk)
         alive += results.alive
         logs += results.logs
         forwards += results.forwards
-        done(sum(counts))
-    found = {form.name: form.join(parts[form.name], counts) for form in forms}
+        done(rows)
+    found = {form.name: form.join(parts[form.name], job.numbers) for form in forms}
     saves = {name: value for name, value in found.items() if value is not NOT_TAKEN}
-    return Results(saves, forwards, tuple(alive), logs=logs, untaken=untaken(job.graph, saves))
+    return Results(saves, forwards, (alive_in_order(alive, job.numbers),), logs=logs, untaken=untaken(job.graph, saves))

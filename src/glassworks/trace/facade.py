@@ -147,7 +147,7 @@ class Model(Part):
         max_new_tokens: int | None = None,
         **inputs: Any,
     ) -> "Results | StoredResults":
-        """Run a stored graph over prompts, at most `rows` a pass.
+        """Run a stored graph over prompts, at most `rows` of one length a pass: a row is what it is alone.
 
         Args:
             graph: of `model.record()`, or loaded. prompts: as for `trace`; a list is many rows.
@@ -158,7 +158,7 @@ class Model(Part):
                 model.
 
         Returns:
-            A mapping by save name. Rows are joined along their axis; ragged rows are a list, without padding.
+            A mapping by save name. Rows are joined along their axis, as the prompts are; ragged rows are a list.
 
         Raises:
             InputError: the folder holds something else, or cannot be written.
