@@ -185,7 +185,7 @@ def shards(folder: Path) -> list[dict[str, torch.Tensor]]:
 
 
 def holds_streamed(place: Place, folder: Path) -> None:
-    """The shards hold real tokens, in the order that the manifest says, the ids that they belong to, and where rows begin."""
+    """The shards hold real tokens, in the order of the manifest, their ids, and where rows begin."""
     found = shards(folder)
     passes = json.loads((folder / "manifest.json").read_text())["passes"]
     order = [row for rows in passes for row in rows]
