@@ -137,3 +137,22 @@ def test_a_value_without_rows_is_refused_over_prompts_of_several_lengths():
     with pytest.raises(gw.GraphError, match=r"(?s)'x' has no axis of rows .* over 2 passes.*prompts of one length"):
         model.run(t.graph, [[5, 6], [7]])
     assert model.run(t.graph, [[5, 6], [7, 8]])["x"].shape == ()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 64])
+def test_arguments_of_the_model_go_with_their_rows(rows):
+    prompts = [[5, 6, 7], [11, 12, 13, 4], [3, 4, 8], [9, 5]]
+    begins = torch.tensor([[0, 11], [0, 12], [0, 13], [0, 14]])
+    t5, gpt2 = model_of("t5"), model_of("gpt2")
+    places = torch.tensor([[0, 2, 4, 6], [1, 2, 3, 4], [0, 9, 8, 7], [0, 0, 5, 3]])
+    for model, all_rows in ((t5, {"decoder_input_ids": begins}), (gpt2, {"position_ids": places})):
+        with model.record() as t:
+            model.logits[:, -1].save("last")
+        found = model.run(t.graph, prompts, rows=rows, **all_rows)["last"]
+        for row, prompt in enumerate(prompts):
+            own = {name: value[row : row + 1] for name, value in all_rows.items()}
+            if model is gpt2:
+                own["position_ids"] = own["position_ids"][:, -len(prompt) :]
+            with model.trace(prompt, **own):
+                alone = model.logits[:, -1].save()
+            close(found[row], alone.value[0])

@@ -11,8 +11,11 @@ from functools import cached_property
 from itertools import groupby
 from typing import Any
 
+import torch
+
 from glassworks.errors import GraphError
 from glassworks.graph.backend import Backend, Generation, Inputs, Results, Rows, untaken
+from glassworks.graph.check_inputs import ROW_KEYWORDS
 from glassworks.graph.graph import Graph
 from glassworks.graph.logs import LogEntry
 from glassworks.graph.sites import SiteTable
@@ -73,9 +76,20 @@ class Job:
         """Run these passes, one after the other; gives the number of each, its rows and what came of it."""
         for number in numbers:
             chunk = self.chunk(number)
-            own = (Rows(ids=tuple(chunk), kwargs=self.kwargs),)
+            kwargs = {name: self._argument(name, value, number) for name, value in self.kwargs.items()}
+            own = (Rows(ids=tuple(chunk), kwargs=kwargs),)
             inputs = Inputs(own, named=self.named, numbers=self.numbers[number])
             yield number, chunk, self.backend.run(self.graph, inputs, self.generation)
+
+    def _argument(self, name: str, value: Any, number: int) -> Any:
+        """What a pass is given of an argument of the model: its own rows of a tensor that has all on its first axis.
+
+        Where there is a place for each token of the prompts, padded at the left, these are cut to the pass's own.
+        """
+        if not isinstance(value, torch.Tensor) or not value.ndim or len(value) != len(self.prompts):
+            return value
+        own = value[list(self.numbers[number])]
+        return own[:, -len(self.chunk(number)[0]) :] if name in ROW_KEYWORDS and own.ndim > 1 else own
 
     def parts(self, forms: Sequence[Form], chunk: Ids, results: Results) -> Iterator[tuple[Form, Part]]:
         """What one pass gave, save by save."""

@@ -155,7 +155,7 @@ class Model(Part):
                 ends. See `gw.results`.
             progress: a bar on standard error; None: with `to` on a terminal.
             max_new_tokens: for a graph that generates. inputs: tensors for the graph's named inputs; others go to the
-                model.
+                model, those with a row for each prompt row by row.
 
         Returns:
             A mapping by save name. Rows are joined along their axis, as the prompts are; ragged rows are a list.
