@@ -1,5 +1,6 @@
 """Graphs, runs and results: records, inputs, stored graphs, reductions, streaming, edits, sessions, caches, jobs."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -184,12 +185,16 @@ def shards(folder: Path) -> list[dict[str, torch.Tensor]]:
 
 
 def holds_streamed(place: Place, folder: Path) -> None:
-    """The shards hold real tokens in order, the ids that they belong to, and where rows begin."""
+    """The shards hold real tokens, in the order of the manifest, their ids, and where rows begin."""
     found = shards(folder)
-    assert found
+    passes = json.loads((folder / "manifest.json").read_text())["passes"]
+    order = [row for rows in passes for row in rows]
+    assert sorted(order) == list(range(len(PROMPTS)))
+    held = [PROMPTS[row] for row in order]
+    values = lone(place, "layers.1.output")
     [name] = [name for name in found[0] if name.split(".")[-1] == "h"]
-    close(torch.cat([shard[name] for shard in found]), torch.cat(lone(place, "layers.1.output")))
-    ids = [token for prompt in PROMPTS for token in prompt]
+    close(torch.cat([shard[name] for shard in found]), torch.cat([values[row] for row in order]))
+    ids = [token for prompt in held for token in prompt]
     whole = [key for key, value in found[0].items() if not value.is_floating_point()]
     streams = {key: [number for shard in found for number in shard[key].flatten().tolist()] for key in whole}
     assert ids in streams.values(), f"no tensor of ids among {whole}"
@@ -197,7 +202,7 @@ def holds_streamed(place: Place, folder: Path) -> None:
     rows = 0
     for shard in found:
         starts = [int(start) for start in shard[offsets].flatten()]
-        lengths = [len(prompt) for prompt in PROMPTS[rows:]]
+        lengths = [len(prompt) for prompt in held[rows:]]
         begins = [sum(lengths[:k]) for k in range(len(starts))]
         assert starts == begins, f"{offsets}: {starts}, where rows begin at {begins}"
         rows += sum(1 for start in starts if start < len(shard[name]))

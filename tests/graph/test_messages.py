@@ -281,6 +281,17 @@ def test_junk_anywhere_is_refused_or_read() -> None:
             assert refused_or_read(wire.pack(changed, found))
 
 
+def test_the_numbers_of_rows_travel() -> None:
+    own = experiment(inputs=Inputs((Rows(ids=((1, 2), (4,))),), numbers=(7, 3)))
+    message, found = wire.unpack(messages.encode_request("toy", [own]))
+    [read] = messages.decode_request(wire.pack(message, found)).experiments
+    assert read.inputs.numbers == (7, 3)
+    for numbers, says in (([7], "2 rows of tokens, and numbers has 1"), ([7, -1], "at least 0"), (0, "must be a list")):
+        message["request"]["experiments"][0]["inputs"]["numbers"] = numbers
+        with pytest.raises(WireError, match=says):
+            messages.decode_request(wire.pack(message, found))
+
+
 def test_tensors_are_numbered_without_gaps() -> None:
     message, found = wire.unpack(messages.encode_request("toy", [experiment()]))
     with pytest.raises(WireError, match="tensor 1 is missing"):

@@ -70,12 +70,12 @@ class Batch:
 
 
 def padded(
-    invokes: Mapping[int, Rows], firsts: Mapping[int, int], *, device: torch.device | None, pad: int = 0
+    invokes: Mapping[int, Rows], numbers: Sequence[tuple[int, ...]], *, device: torch.device | None, pad: int = 0
 ) -> Batch:
     """The rows of invokes under each other.
 
     Args:
-        firsts: invoke -> number, in the experiment, of its first row.
+        numbers: of the rows of every invoke of the experiment, their numbers in it.
     """
     rows = [row for own in invokes.values() for row in own.ids]
     if not rows or not all(rows):
@@ -94,7 +94,7 @@ def padded(
         lengths={invoke: tuple(len(row) for row in own.ids) for invoke, own in invokes.items()},
         starts=starts,
         kwargs=_merged_kwargs(list(invokes.values()), device),
-        numbers=tuple(firsts[invoke] + k for invoke, own in invokes.items() for k in range(len(own.ids))),
+        numbers=tuple(number for invoke in invokes for number in numbers[invoke]),
         padded=bool((lengths < width).any()),
     )
 

@@ -5,6 +5,7 @@ one interpreter a graph looks on, and gathers the saves.
 """
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -182,11 +183,9 @@ class ExperimentRun:
 
     def _batch(self, forward: Forward) -> Any:
         own = {invoke: self.inputs.invokes[invoke] for invoke in forward.invokes}
-        firsts, at = {}, self.inputs.first_row
-        for invoke, rows in enumerate(self.inputs.invokes):
-            firsts[invoke] = at
-            at += len(rows.ids)
-        return padded(own, firsts, device=self.backend.runtime.device, pad=self._pad())
+        numbers = iter(itertools.count() if self.inputs.numbers is None else self.inputs.numbers)
+        each = [tuple(itertools.islice(numbers, len(rows.ids))) for rows in self.inputs.invokes]
+        return padded(own, each, device=self.backend.runtime.device, pad=self._pad())
 
     def _pad(self) -> int:
         return int(self.backend._defaults.get("pad_token_id") or 0)

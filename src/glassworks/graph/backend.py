@@ -36,14 +36,14 @@ class Rows:
 class Inputs:
     """What a graph runs on: `invokes` in the order of the graph's, `named` tensors for its inputs.
 
-    `rows` bounds the rows of one forward pass. `first_row` is the number of the first, where these are some of many:
-    random nodes draw by it.
+    `rows` bounds the rows of one forward pass. `numbers` are those of the rows where these are some of many, else they
+    count from 0: random nodes draw by them.
     """
 
     invokes: tuple[Rows, ...]
     named: Mapping[str, Any] = field(default_factory=dict)
     rows: int | None = None
-    first_row: int = 0
+    numbers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.rows is not None and (type(self.rows) is not int or self.rows < 1):

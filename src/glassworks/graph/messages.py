@@ -143,7 +143,8 @@ def _inputs_to_json(inputs: Inputs, leaves: list[wire.Constant], as_leaf: tree.A
         for k, rows in enumerate(inputs.invokes)
     ]
     named = tree.flatten(dict(inputs.named), leaves, where="named inputs", as_leaf=as_leaf)
-    return {"invokes": invokes, "named": named, "rows": inputs.rows, "first_row": inputs.first_row}
+    numbers = None if inputs.numbers is None else list(inputs.numbers)
+    return {"invokes": invokes, "named": named, "rows": inputs.rows, "numbers": numbers}
 
 
 def decode_request(
@@ -210,14 +211,23 @@ def _experiment_from_json(
 
 
 def _inputs_from_json(value: Any, leaves: list[Any], where: str) -> Inputs:
-    body = _fields(value, {"invokes", "named", "rows", "first_row"}, where)
-    rows, first = body["rows"], body["first_row"]
+    body = _fields(value, {"invokes", "named", "rows", "numbers"}, where)
+    rows = body["rows"]
     if not isinstance(body["invokes"], list) or not (rows is None or (type(rows) is int and rows >= 1)):
         raise WireError(f"{where}: invokes must be a list, and rows a positive number or null")
-    if type(first) is not int or not 0 <= first < 2**62:
-        raise WireError(f"{where}: first_row must be a number of at least 0")
     invokes = [_rows(item, leaves, f"{where}: invoke {k}") for k, item in enumerate(body["invokes"])]
-    return Inputs(tuple(invokes), _mapping(body["named"], leaves, f"{where}: named"), rows, first)
+    numbers = _row_numbers(body["numbers"], sum(len(own.ids) for own in invokes), where)
+    return Inputs(tuple(invokes), _mapping(body["named"], leaves, f"{where}: named"), rows, numbers)
+
+
+def _row_numbers(value: Any, count: int, where: str) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(type(number) is int and 0 <= number < 2**62 for number in value):
+        raise WireError(f"{where}: numbers must be a list of numbers of at least 0, or null")
+    if len(value) != count:
+        raise WireError(f"{where}: there are {count} rows of tokens, and numbers has {len(value)}")
+    return tuple(value)
 
 
 def _rows(value: Any, leaves: list[Any], where: str) -> Rows:

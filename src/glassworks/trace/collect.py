@@ -1,20 +1,26 @@
 """`model.run`: a stored graph over many prompts, a pass at a time.
 
-This is the one loop over prompts: `run_over` joins its parts in memory, `stored` writes each to a file.
+This is the one loop over prompts: `run_over` joins its parts in memory, `stored` writes each to a file. The prompts of
+a pass have one length: padding reads as 0, so that in a graph that mixes tokens a row would depend on the rows beside
+it. What comes of it is in the order of the prompts; logs are in that of the passes.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
+
+import torch
 
 from glassworks.errors import GraphError
 from glassworks.graph.backend import Backend, Experiment, Generation, Inputs, Results, Rows, untaken
+from glassworks.graph.check_inputs import ROW_KEYWORDS
 from glassworks.graph.graph import Graph
 from glassworks.graph.logs import LogEntry
 from glassworks.graph.sites import SiteTable
 from glassworks.trace.forms import check_rows, forms_of
-from glassworks.trace.pieces import NOT_TAKEN, Form, Ids, Part
+from glassworks.trace.pieces import NOT_TAKEN, Alive, Form, Ids, Part, alive_in_order
 from glassworks.trace.waiting import Awaited
 
 
@@ -42,9 +48,19 @@ class Job:
         return self.backend.sites(within=self.graph.within)
 
     @cached_property
-    def chunks(self) -> list[Ids]:
-        """The rows of each pass."""
-        return [self.prompts[start : start + self.rows] for start in range(0, len(self.prompts), self.rows)]
+    def numbers(self) -> list[tuple[int, ...]]:
+        """The rows of each pass, by number: of one length, in their order.
+
+        The longest are first, so that a pass that does not fit into memory is met at once.
+        """
+        lengths = [len(ids) for ids in self.prompts]
+        order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+        equal = [list(own) for _, own in groupby(order, key=lambda row: lengths[row])]
+        return [tuple(own[k : k + self.rows]) for own in equal for k in range(0, len(own), self.rows)]
+
+    def chunk(self, number: int) -> Ids:
+        """The rows of one pass."""
+        return [self.prompts[row] for row in self.numbers[number]]
 
     def forms(self) -> list[Form]:
         """The forms of the saves, in the order written.
@@ -54,20 +70,31 @@ class Job:
         """
         found = forms_of(self.graph, self.table, generating=self.generation is not None)
         for n, form in found.items():
-            check_rows(form, self.chunks, self.graph.where(n))
+            check_rows(form, len(self.numbers), self.graph.where(n))
         return list(found.values())
 
     def experiment(self, number: int) -> Experiment:
         """One of the passes."""
-        own = (Rows(ids=tuple(self.chunks[number]), kwargs=self.kwargs),)
-        inputs = Inputs(own, named=self.named, first_row=number * self.rows)
+        kwargs = {name: self._argument(name, value, number) for name, value in self.kwargs.items()}
+        own = (Rows(ids=tuple(self.chunk(number)), kwargs=kwargs),)
+        inputs = Inputs(own, named=self.named, numbers=self.numbers[number])
         return Experiment(self.graph, inputs, self.generation)
 
     def passes(self, numbers: Iterable[int]) -> Iterator[tuple[int, Ids, Results]]:
         """Run these passes, one after the other; gives the number of each, its rows and what came of it."""
         for number in numbers:
             own = self.experiment(number)
-            yield number, self.chunks[number], self.backend.run(own.graph, own.inputs, own.generation)
+            yield number, self.chunk(number), self.backend.run(own.graph, own.inputs, own.generation)
+
+    def _argument(self, name: str, value: Any, number: int) -> Any:
+        """What a pass is given of an argument of the model: its own rows of a tensor that has all on its first axis.
+
+        Where there is a place for each token of the prompts, padded at the left, these are cut to the pass's own.
+        """
+        if not isinstance(value, torch.Tensor) or not value.ndim or len(value) != len(self.prompts):
+            return value
+        own = value[list(self.numbers[number])]
+        return own[:, -len(self.chunk(number)[0]) :] if name in ROW_KEYWORDS and own.ndim > 1 else own
 
     def parts(self, forms: Sequence[Form], chunk: Ids, results: Results) -> Iterator[tuple[Form, Part]]:
         """What one pass gave, save by save."""
@@ -78,15 +105,15 @@ class Job:
 
 def run_over(job: Job, done: Callable[[int], None]) -> Results:
     """Run a job and hold what comes of it in memory. `done` is told how many rows have been run."""
-    return _joined(job, job.forms(), job.passes(range(len(job.chunks))), done)
+    return _joined(job, job.forms(), job.passes(range(len(job.numbers))), done)
 
 
 def submit_over(job: Job) -> Awaited:
     """Hand all passes over as one job, to be joined when somebody looks."""
-    forms, numbers = job.forms(), range(len(job.chunks))
+    forms, numbers = job.forms(), range(len(job.numbers))
 
     def join(found: list[Results]) -> Results:
-        return _joined(job, forms, zip(numbers, job.chunks, found, strict=True), lambda rows: None)
+        return _joined(job, forms, zip(numbers, map(job.chunk, numbers), found, strict=True), lambda rows: None)
 
     return Awaited(job.backend.submit([job.experiment(number) for number in numbers]), join)
 
@@ -95,15 +122,15 @@ def _joined(
     job: Job, forms: Sequence[Form], passes: Iterable[tuple[int, Ids, Results]], done: Callable[[int], None]
 ) -> Results:
     parts: dict[str, list[Part]] = {form.name: [] for form in forms}
-    counts, alive, logs, forwards = list[int](), list[Any](), list[LogEntry](), 0
+    alive, logs, forwards, rows = list[Alive](), list[LogEntry](), 0, 0
     for _, chunk, results in passes:
         for form, part in job.parts(forms, chunk, results):
             form.gather(parts[form.name], part)
-        counts.append(len(chunk))
+        rows += len(chunk)
         alive += results.alive
         logs += results.logs
         forwards += results.forwards
-        done(sum(counts))
-    found = {form.name: form.join(parts[form.name], counts) for form in forms}
+        done(rows)
+    found = {form.name: form.join(parts[form.name], job.numbers) for form in forms}
     saves = {name: value for name, value in found.items() if value is not NOT_TAKEN}
-    return Results(saves, forwards, tuple(alive), logs=logs, untaken=untaken(job.graph, saves))
+    return Results(saves, forwards, (alive_in_order(alive, job.numbers),), logs=logs, untaken=untaken(job.graph, saves))

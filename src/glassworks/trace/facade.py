@@ -158,7 +158,7 @@ class Model(Part):
         wait: bool = True,
         **inputs: Any,
     ) -> "Results | StoredResults | Awaited":
-        """Run a stored graph over prompts, at most `rows` a pass.
+        """Run a stored graph over prompts, at most `rows` of one length a pass: a row is what it is alone.
 
         Args:
             graph: of `model.record()`, or loaded. prompts: as for `trace`; a list is many rows.
@@ -167,10 +167,10 @@ class Model(Part):
             progress: a bar on standard error; None: with `to` on a terminal.
             wait: if False, all passes become one job, `.job` of the mapping that is given; its first use waits for it.
             max_new_tokens: for a graph that generates. inputs: tensors for the graph's named inputs; others go to the
-                model.
+                model, those with a row for each prompt row by row.
 
         Returns:
-            A mapping by save name. Rows are joined along their axis; ragged rows are a list, without padding.
+            A mapping by save name. Rows are joined along their axis, as the prompts are; ragged rows are a list.
 
         Raises:
             InputError: the folder holds something else, or cannot be written.

@@ -54,22 +54,31 @@ def forms_of(graph: Graph, table: SiteTable, *, generating: bool) -> dict[int, F
     }
 
 
-def check_rows(form: Form, chunks: Sequence[Ids], line: str) -> None:
-    """Refuse a save whose rows could not be told apart over these passes, before any is run.
+def check_rows(form: Form, passes: int, line: str) -> None:
+    """Refuse a save whose rows could not be joined over so many passes, before any is run.
 
     Raises:
         GraphError: with the line.
     """
-    if form.axis is None and ((len(chunks) > 1 and not form.is_branch) or form.reduce is not None):
+    if form.axis is None and ((passes > 1 and not form.is_branch) or form.reduce is not None):
         raise GraphError(
-            f"the save {form.name!r} has no axis of rows that could be joined or reduced over {len(chunks)} "
-            f"pass{'' if len(chunks) == 1 else 'es'}; give it one, or raise rows=\n  at {line}"
+            f"the save {form.name!r} has no axis of rows that could be joined or reduced over {passes} "
+            f"pass{'' if passes == 1 else 'es'}; give it one, or run prompts of one length in one pass (rows=)"
+            f"\n  at {line}"
         )
-    is_padded = any(len(set(map(len, chunk))) > 1 for chunk in chunks)
+
+
+def check_padding(form: Form, chunk: Ids, line: str) -> None:
+    """Refuse a save that padding could not be taken off, of rows that share a pass.
+
+    Raises:
+        GraphError: with the line.
+    """
+    is_padded = len(set(map(len, chunk))) > 1
     if form.axis is not None and is_padded and not form.start and "?" in (form.labels or ()):
         raise GraphError(
             f"the save {form.name!r} has an axis that depends on the length of the prompt in a way from which padding "
-            f"cannot be taken off; keep its tokens on an axis of their own, or give rows=1\n  at {line}"
+            f"cannot be taken off; keep its tokens on an axis of their own, or use model.run\n  at {line}"
         )
 
 

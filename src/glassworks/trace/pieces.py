@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from glassworks.errors import GraphError
 from glassworks.graph.sites import FOLDED
+
+_T = TypeVar("_T")
 
 
 class Tokens(NamedTuple):
@@ -32,6 +34,9 @@ Label = int | str | Tokens | None
 
 Ids = Sequence[tuple[int, ...]]
 Alive = Sequence[Sequence[bool]]
+
+Passes = Sequence[Sequence[int]]
+"""The numbers of the rows of each pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,16 +204,16 @@ class Form:
         else:
             parts[0] = _added(parts[0], part)
 
-    def join(self, parts: Sequence[Part], counts: Sequence[int]) -> Any:
-        """The value over all passes, whose numbers of rows are `counts`; ragged rows are a list."""
+    def join(self, parts: Sequence[Part], rows: Passes) -> Any:
+        """The value over all passes, which held `rows`, in the order of the rows; ragged rows are a list."""
         entries = max((len(part.items) for part in parts), default=0)
         if self.is_branch and not entries:
             return NOT_TAKEN
         listed = any(part.listed for part in parts)
-        found = [self._joined([_entry(part, k) for part in parts], counts, listed=listed) for k in range(entries)]
+        found = [self._joined([_entry(part, k) for part in parts], rows, listed=listed) for k in range(entries)]
         return found if listed or not found else found[0]
 
-    def _joined(self, items: Sequence[Item | None], counts: Sequence[int], *, listed: bool) -> Any:
+    def _joined(self, items: Sequence[Item | None], rows: Passes, *, listed: bool) -> Any:
         """One entry. Rows that had ended by then hold zeros, those that did not take a branch None."""
         first = next(item for item in items if item is not None)
         if isinstance(first, Whole):
@@ -219,8 +224,9 @@ class Form:
             assert self.reduce is not None
             return reduce(Total.__add__, [item for item in items if isinstance(item, Total)]).result(self.reduce)
         pieces: Pieces = []
-        for item, count in zip(items, counts, strict=True):
-            pieces += item if isinstance(item, list) else [None] * count
+        for item, numbers in zip(items, rows, strict=True):
+            pieces += item if isinstance(item, list) else [None] * len(numbers)
+        pieces = in_order(pieces, rows)
         if self.is_branch and any(item is None for item in items) and not listed:
             return [piece if piece is None else piece.clone() for piece in pieces]
         like = next(piece for piece in pieces if piece is not None)
@@ -230,6 +236,25 @@ class Form:
         assert self.axis is not None
         whole = torch.stack(full, dim=self.axis)
         return whole.flatten(self.axis, self.axis + 1) if self.is_folded else whole
+
+
+def in_order(each: Sequence[_T], rows: Passes) -> list[_T]:
+    """What there is of each row, pass by pass, in the order of the rows."""
+    numbers = [number for own in rows for number in own]
+    return [one for _, one in sorted(zip(numbers, each, strict=True), key=lambda pair: pair[0])]
+
+
+def together(alive: Sequence[Alive]) -> Alive:
+    """Which rows were live at each step, of the rows of several passes or invokes together."""
+    steps = max((len(own) for own in alive), default=0)
+    never = [[False] * len(own[0]) if own else [] for own in alive]
+    at = [[own[step] if step < len(own) else never[k] for k, own in enumerate(alive)] for step in range(steps)]
+    return [[live for rows in own for live in rows] for own in at]
+
+
+def alive_in_order(alive: Sequence[Alive], rows: Passes) -> Alive:
+    """`together`, in the order of the rows."""
+    return [in_order(step, rows) for step in together(alive)]
 
 
 def _entry(part: Part, k: int) -> Item | None:

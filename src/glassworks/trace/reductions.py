@@ -12,8 +12,8 @@ from glassworks.graph.backend import Results, Rows
 from glassworks.graph.graph import Graph
 from glassworks.graph.nodes import ALL_ROWS
 from glassworks.graph.sites import SiteTable
-from glassworks.trace.forms import check_rows, forms_of
-from glassworks.trace.pieces import Alive, Form, Ids
+from glassworks.trace.forms import check_padding, check_rows, forms_of
+from glassworks.trace.pieces import Form, Ids, together
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class Reductions:
         for form, invoke in self.forms:
             if form.name in saves:
                 chunk = [ids for own in self._of(invoke, self.rows) for ids in own]
-                alive = _together(self._of(invoke, results.alive))
-                saves[form.name] = form.join([form.cut(saves[form.name], chunk, alive)], [len(chunk)])
+                alive = together(self._of(invoke, results.alive))
+                saves[form.name] = form.join([form.cut(saves[form.name], chunk, alive)], [range(len(chunk))])
         return replace(results, saves=saves) if self.forms else results
 
     def _of(self, invoke: int, each: Sequence[Any]) -> Sequence[Any]:
@@ -58,7 +58,8 @@ def reductions_of(graph: Graph, table: SiteTable, rows: Sequence[Rows], *, gener
             )
         [invoke] = invokes
         mine = ids if invoke == ALL_ROWS else ids[invoke : invoke + 1]
-        check_rows(forms[n], [[row for own in mine for row in own]], graph.where(n))
+        check_rows(forms[n], 1, graph.where(n))
+        check_padding(forms[n], [row for own in mine for row in own], graph.where(n))
         found.append((forms[n], invoke))
     return Reductions(tuple(found), ids)
 
@@ -74,11 +75,3 @@ def _invokes(graph: Graph, n: int) -> set[int]:
             found |= {node.invoke} if node.kind in ("read", "result") else set()
             waiting += node.deps
     return found
-
-
-def _together(alive: Sequence[Alive]) -> Alive:
-    """Which rows were live at each step, of the rows of several invokes together."""
-    steps = max((len(own) for own in alive), default=0)
-    never = [[False] * len(own[0]) if own else [] for own in alive]
-    at = [[own[step] if step < len(own) else never[k] for k, own in enumerate(alive)] for step in range(steps)]
-    return [[live for rows in own for live in rows] for own in at]

@@ -2,7 +2,7 @@
 
     manifest.json              what was run, on what, and in the end the number of shards; written first and last
     graph.safetensors          the graph
-    shard-00000.safetensors    one pass (see `shards`)
+    shard-00000.safetensors    one pass (see `shards`); the manifest says which rows it holds (`passes`)
 
 A file appears whole or not at all: it is written under another name and renamed. So a run that was killed goes on after
 the last shard that is there, and its files are those of a run that was not. Another model of the same name and sizes is
@@ -10,10 +10,11 @@ noticed by some numbers of its weights, which a graph without a forward pass rea
 """
 
 import hashlib
+import heapq
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -30,11 +31,11 @@ from glassworks.graph.graph import Graph
 from glassworks.graph.logs import LogEntry
 from glassworks.graph.nodes import ALL_ROWS, Node, Ref, Slice
 from glassworks.trace.collect import Job
-from glassworks.trace.pieces import NOT_TAKEN, Form, Part
+from glassworks.trace.pieces import NOT_TAKEN, Form, Part, Passes, alive_in_order, in_order
 from glassworks.trace.shards import Shard, encoded, packed
 from glassworks.trace.tensors import TensorConstant, to_blob
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, GRAPH = "manifest.json", "graph.safetensors"
 _WEIGHTS, _NUMBERS = 256, 64
 """How many weights are looked at, and about how many numbers of each."""
@@ -69,16 +70,19 @@ def run_to(folder: str | Path, job: Job, model: str, done: Callable[[int], None]
     forms, path, graph = job.forms(), Path(folder), job.graph.encode()
     manifest = {"run": _identity(job, model), "rows": len(job.prompts), "tokens": sum(map(len, job.prompts))}
     manifest["saves"] = {form.name: form.to_json() for form in forms}
+    manifest["passes"] = job.numbers
     whole = _opened(path, manifest, graph)
-    done(min(whole * job.rows, len(job.prompts)))
-    for number, chunk, found in job.passes(range(whole, len(job.chunks))):
+    there = sum(map(len, job.numbers[:whole]))
+    done(there)
+    for number, chunk, found in job.passes(range(whole, len(job.numbers))):
         tensors, layout = encoded(chunk, job.parts(forms, chunk, found))
         alive = [[[bool(live) for live in rows] for rows in steps] for steps in found.alive]
         said = [logs.to_json(entry) for entry in found.logs]
         message = {"layout": layout, "forwards": found.forwards, "alive": alive, "logs": said}
-        _write(_shard(path, number), packed(tensors, message), f"{number} of {len(job.chunks)} passes are there")
-        done(min((number + 1) * job.rows, len(job.prompts)))
-    _write_json(path / MANIFEST, {**manifest, "shards": len(job.chunks)})
+        _write(_shard(path, number), packed(tensors, message), f"{number} of {len(job.numbers)} passes are there")
+        there += len(chunk)
+        done(there)
+    _write_json(path / MANIFEST, {**manifest, "shards": len(job.numbers)})
     return StoredResults(path)
 
 
@@ -175,7 +179,7 @@ _PLAIN = ("format", "glassworks", "torch", "model", "rows", "max_new_tokens")
 
 def _whole_shards(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Shard]:
     """The shards that are there without a gap, one open at a time."""
-    for number in range(-(-manifest["rows"] // manifest["run"]["rows"])):
+    for number in range(len(manifest["passes"])):
         path = _shard(folder, number)
         try:
             shard = Shard(path) if path.exists() else None
@@ -227,7 +231,8 @@ class StoredResults(Mapping[str, Any]):
     """Saves by name, read from a folder when they are asked for.
 
     Attributes:
-        path: the folder. complete: whether the run has come to its end; if not, what is there is what it has done.
+        path: the folder. complete: whether the run has come to its end; if not, what is there is what it has done: the
+            rows of its passes, in the order of the prompts.
     """
 
     gradients: Mapping[int, Any] = {}
@@ -242,12 +247,16 @@ class StoredResults(Mapping[str, Any]):
     def _shards(self) -> Iterator[Shard]:
         return _whole_shards(self.path, self._manifest)
 
+    def _there(self, count: int) -> Passes:
+        """The rows of the first passes."""
+        return self._manifest["passes"][:count]  # type: ignore[no-any-return]
+
     def __getitem__(self, name: str) -> Any:
-        form, parts, counts = self._forms[name], list[Part](), []
+        form, parts, count = self._forms[name], list[Part](), 0
         for shard in self._shards:
             form.gather(parts, shard.part(name))
-            counts.append(len(shard.ids))
-        found = form.join(parts, counts)
+            count += 1
+        found = form.join(parts, self._there(count))
         if found is NOT_TAKEN:
             [line] = untaken(self.graph, {other: None for other in self._forms if other != name}).values()
             raise NotTaken(f"{name!r} was saved in a branch of gw.cond that was not taken\n  at {line}")
@@ -260,18 +269,29 @@ class StoredResults(Mapping[str, Any]):
         return len(self._forms)
 
     def rows(self, name: str) -> Iterator[Any]:
-        """One row after the other, without padding, with one pass in memory: a tensor, or a list of an entry a step.
+        """One row after the other, with one pass of each length in memory: a tensor, or a list of an entry a step.
 
         Raises:
             InputError: a reduction has no rows.
         """
         if self._forms[name].reduce is not None or self._forms[name].axis is None:
             raise InputError(f"the save {name!r} has no rows to go through: take results[{name!r}]")
-        for shard in self._shards:
-            part = shard.part(name)
-            for row in range(len(shard.ids)):
-                entries = [item[row] for item in part.items if isinstance(item, list)]
-                yield entries if part.listed else entries[0]
+        each: list[list[int]] = []  # passes of one length follow each other, and their rows ascend
+        rows = self._there(sum(1 for _ in self._shards))
+        for number, own in enumerate(rows):
+            if not number or own[0] < rows[number - 1][-1]:
+                each.append([])
+            each[-1].append(number)
+        for _, found in heapq.merge(*[self._numbered(name, passes) for passes in each], key=lambda pair: pair[0]):
+            yield found
+
+    def _numbered(self, name: str, passes: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """The rows of some passes, each with its number."""
+        for number in passes:
+            part = Shard(_shard(self.path, number)).part(name)
+            for k, row in enumerate(self._manifest["passes"][number]):
+                entries = [item[k] for item in part.items if isinstance(item, list)]
+                yield row, entries if part.listed else entries[0]
 
     @cached_property
     def graph(self) -> Graph:
@@ -281,7 +301,8 @@ class StoredResults(Mapping[str, Any]):
     @property
     def ids(self) -> list[tuple[int, ...]]:
         """Token ids of the prompts, a tuple a row."""
-        return [ids for shard in self._shards for ids in shard.ids]
+        each = [shard.ids for shard in self._shards]
+        return in_order([ids for own in each for ids in own], self._there(len(each)))
 
     @property
     def forwards(self) -> int:
@@ -290,12 +311,13 @@ class StoredResults(Mapping[str, Any]):
 
     @property
     def alive(self) -> tuple[Any, ...]:
-        """Of a generation, for each pass which rows were live at each step."""
-        return tuple(rows for shard in self._shards for rows in shard.message["alive"])
+        """Of a generation, for its one invoke which rows were live at each step."""
+        each = [shard.message["alive"][0] for shard in self._shards]
+        return (alive_in_order(each, self._there(len(each))),)
 
     @property
     def logs(self) -> list[LogEntry]:
-        """What `gw.log` said, in order."""
+        """What `gw.log` said, in the order of the passes."""
         said = [logs.from_json(entry, "logs") for shard in self._shards for entry in shard.message["logs"]]
         return [replace(entry, line=self.graph.where(entry.node)) for entry in said]
 
