@@ -147,7 +147,7 @@ def errors() -> str:
     for kind in _kinds(gw.GlassworksError):
         parts.append(f"\n## {kind.__name__}\n\n{inspect.getdoc(kind)}\n")
         if kind.__name__ in EXAMPLES:
-            code = EXAMPLES[kind.__name__]
+            code = EXAMPLES[kind.__name__].replace("'", '"')  # as a formatter of the page leaves it
             parts.append(f"\n```python\n{code}\n```\n\n```text\n{_said(code, model, kind)}\n```\n")
     return "".join(parts)
 
