@@ -144,6 +144,21 @@ def test_what_stands_inside_modules():
         close(found, expected)
 
 
+def test_a_captured_tensor_trains_as_in_one_pass():
+    model = eager("gpt2")
+
+    def gradient(bound: int | None) -> torch.Tensor:
+        vector = torch.linspace(-1, 1, 32, requires_grad=True)
+        with model.trace(PROMPTS, rows=bound) as t:
+            model.layers[1].output += vector
+            t.backward(model.logits[:, -1].log_softmax(-1)[:, 7].mean())
+        assert vector.grad is not None
+        return vector.grad
+
+    close(gradient(2), gradient(None))
+    assert float(gradient(None).abs().max()) > 1e-3
+
+
 def test_a_remote_model_divides_too():
     model = in_process("gpt2")
     expected, _ = run(model, PROMPTS, mix_rows, None)
@@ -209,11 +224,11 @@ def handed_the_first(patch: pytest.MonkeyPatch) -> None:
     """Each part goes on with the first rows."""
     handed = lockstep._handed_back
 
-    def wrong(parts: Any, *rest: Any) -> None:
+    def wrong(parts: Any, *rest: Any, **options: Any) -> None:
         starts = [part.start for part in parts]
         for part in parts:
             part.start = 0
-        handed(parts, *rest)
+        handed(parts, *rest, **options)
         for part, start in zip(parts, starts, strict=True):
             part.start = start
 

@@ -172,6 +172,18 @@ def test_a_graph_that_speaks_of_a_far_token_runs():
     assert model.run(t.graph, [[5] * 14, [6] * 14], rows=1)["x"].shape == (2, 32)
 
 
+def test_random_nodes_draw_by_the_row_whatever_a_pass_holds(tmp_path):
+    model = eager("gpt2")
+    prompts = [[5 + k % 7 + j for j in range(1 + (k * 3) % 6)] for k in range(11)]
+    with model.record() as t:
+        torch.rand_like(model.layers[0].output[:, -1]).save("noise")
+    expected = model.run(t.graph, prompts, rows=64)["noise"]
+    assert len({float(row[0]) for row in expected}) == len(prompts)
+    torch.testing.assert_close(model.run(t.graph, prompts, rows=2)["noise"], expected, atol=0, rtol=0)
+    torch.testing.assert_close(model.run(t.graph, prompts, rows=3, to=tmp_path)["noise"], expected, atol=0, rtol=0)
+    torch.testing.assert_close(gw.connect(model).run(t.graph, prompts, rows=4)["noise"], expected, atol=0, rtol=0)
+
+
 # Steps.
 
 

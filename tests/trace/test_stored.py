@@ -232,16 +232,6 @@ def test_a_run_that_is_done_runs_nothing(model, graph, tmp_path):
     assert passes == []
 
 
-def test_random_nodes_draw_by_the_row_whatever_a_pass_holds(model, tmp_path):
-    with model.record() as t:
-        torch.rand_like(model.layers[0].output[:, -1]).save("noise")
-    expected = model.run(t.graph, RAGGED, rows=64)["noise"]
-    assert len({float(row[0]) for row in expected}) == len(RAGGED)
-    same(model.run(t.graph, RAGGED, rows=2)["noise"], expected)
-    same(model.run(t.graph, RAGGED, rows=3, to=tmp_path)["noise"], expected)
-    same(gw.connect(model).run(t.graph, RAGGED, rows=4)["noise"], expected)
-
-
 def test_branches_and_logs_are_kept(model, tmp_path, capsys):
     with model.record() as t:
         h = model.layers[1].output[:, -1]

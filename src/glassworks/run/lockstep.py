@@ -37,9 +37,8 @@ def step_in_parts(
     count = len(interpreter.rows)
     spans = [(start, min(start + rows, count)) for start in range(0, count, rows)]
     items = {event: _items(interpreter, event) for event in interpreter.actions}
-    follows = interpreter.forward.follows_from is not None
     parts = [_Part(runtime, _own(args, span, count), _own(inputs, span, count), interpreter, span) for span in spans]
-    with ExitStack() as stack, torch.set_grad_enabled(follows):
+    with ExitStack() as stack, torch.no_grad():  # until the event from which gradients are followed
         for part in parts:
             stack.callback(part.coroutine.stop)
         while True:
@@ -49,7 +48,8 @@ def step_in_parts(
                 break
             event = _where(parts)
             joined = _joined(parts, items[event])
-            _handed_back(parts, items[event], joined, interpreter.at(event, joined), follows)
+            after = interpreter.at(event, joined)
+            _handed_back(parts, items[event], joined, after, always=torch.is_grad_enabled())
         if not all(part.coroutine.ended for part in parts):
             _where([])
 
@@ -89,8 +89,8 @@ class _Part:
             self.coroutine.pause()
         except Stopped:  # by us, and not because the runtime has seen its last event
             raise _Abandoned from None
-        if event == self.forward.follows_from:  # the state of this part's own pass
-            torch.set_grad_enabled(True)
+        if event == self.forward.follows_from:
+            torch.set_grad_enabled(True)  # in this part's own state
         return self.raw
 
 
@@ -138,7 +138,7 @@ def _joined(parts: Sequence[_Part], items: Mapping[Any, Site]) -> Any:
     return whole
 
 
-def _handed_back(parts: Sequence[_Part], items: Mapping[Any, Site], before: Any, after: Any, always: bool) -> None:
+def _handed_back(parts: Sequence[_Part], items: Mapping[Any, Site], before: Any, after: Any, *, always: bool) -> None:
     """Give each part its rows of what the interpreter goes on with; `always`: also where it is what came."""
     total = sum(part.count for part in parts)
     for item, site in items.items():
