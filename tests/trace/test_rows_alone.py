@@ -118,14 +118,13 @@ def test_a_folder_and_a_service_give_the_rows_in_the_order_of_the_prompts(prompt
     with tempfile.TemporaryDirectory() as folder:
         stored = model.run(graph, prompts, rows=rows, to=folder, **options)
         remote = gw.connect(model).run(graph, prompts, rows=rows, **options)
+        waited = gw.connect(model).run(graph, prompts, rows=rows, wait=False, **options)
         assert stored.ids == [tuple(prompt) for prompt in prompts]
         assert list(map(list, stored.alive[0])) == list(map(list, expected.alive[0]))
         for name in expected:
-            one, two, three = (list(own[name]) for own in (expected, stored, remote))
-            assert len(one) == len(two) == len(three)
-            for a, b, c in zip(one, two, three, strict=True):
-                assert torch.equal(a, b)
-                assert torch.equal(a, c)
+            each = [list(own[name]) for own in (expected, stored, remote, waited)]
+            for first, *others in zip(*each, strict=True):
+                assert all(torch.equal(first, other) for other in others)
         for row, own in zip(stored.rows("mean"), expected["mean"], strict=True):
             assert torch.equal(row, own)
 
