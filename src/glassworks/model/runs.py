@@ -65,6 +65,7 @@ def learned_positions(module: nn.Module) -> int:
     tables = [m for name, m in module.named_modules() if isinstance(m, nn.Embedding) and _POSITIONS.fullmatch(name)]
     config: Any = module.config
     own = getattr(config.get_text_config(), "max_position_embeddings", None)
+    tables = [table for table in tables if own is None or table.num_embeddings >= own]  # others are of images
     return min([table.num_embeddings for table in tables] + ([int(own)] if own else [])) if tables else 0
 
 
