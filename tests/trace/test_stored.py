@@ -200,10 +200,10 @@ def test_a_process_that_is_killed_anywhere_loses_no_whole_pass(tmp_path):
     model.run(graph_of(model), PROMPTS, rows=2, to=tmp_path / "whole")
     folder, before = tmp_path / "killed", 0
     code = KILLED.format(tests=str(ROOT / "tests"), folder=str(folder))
-    for attempt in range(60):
+    for attempt in range(12):
         running = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=tmp_path)
         assert running.stdout.readline() == b"ready\n"
-        time.sleep(0.01 * attempt)
+        time.sleep(0.05 * attempt)
         running.send_signal(signal.SIGKILL)
         running.stdout.close()
         if running.wait() == 0:
