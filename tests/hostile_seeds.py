@@ -40,6 +40,7 @@ def experiment(*nodes: Node, constants: tuple[Any, ...] = (), invokes: int = 1, 
 
 READ = node("read", "a.output", invoke=0)
 STEER = Blob("float32", (8,), bytes(32))
+LARGE = Blob("float32", (2**19,), bytes(2**21))
 
 
 def honest() -> list[Experiment]:
@@ -80,6 +81,29 @@ def honest() -> list[Experiment]:
             node("save", "g", Ref(3)),
         ),
         experiment(
+            READ,
+            node("call", "any", Ref(0)),
+            node("call", "add", Ref(0), 1)._replace(deps=(0, 1), when=((1, True),)),
+            node("cond", "", Ref(1), Ref(2), Ref(0)),
+            node("write", "b.output", Ref(3), invoke=0),
+            node("log", "", "seen", Ref(1)),
+            node("save", "s", Ref(3)),
+        ),
+        experiment(
+            node("constant", "", 0),
+            node("state", "", Ref(0)),
+            node("carried", "", Ref(1), invoke=0, steps=(0, None)),
+            node("read", "head.output", invoke=0, steps=(0, None)),
+            node("call", "add", Ref(2), Ref(3)),
+            node("carry", "", Ref(1), Ref(4), invoke=0, steps=(0, None)),
+            node("call", "amax", Ref(3)),
+            node("call", "gt", Ref(6), 5),
+            node("stop", "", Ref(7), invoke=0, steps=(0, None)),
+            node("save", "s", Ref(4)),
+            constants=(STEER,),
+            generation=Generation(3),
+        ),
+        experiment(
             node("read", "head.output", invoke=0, steps=(0, None)),
             node("call", "rand_like", Ref(0)),
             node("result", "", invoke=0),
@@ -94,6 +118,7 @@ def seeds() -> list[bytes]:
     """The honest experiments one by one, and two of them as a session."""
     own = honest()
     linked = experiment(node("input", "y"), node("save", "z", Ref(0)), links={"y": (0, "s")})
-    return [messages.encode_request("small", [one]) for one in own] + [
-        messages.encode_request("small", [own[0], linked])
-    ]
+    large = experiment(READ, node("constant", "", 0), node("save", "s", Ref(1)), constants=(LARGE,))
+    bodies = [messages.encode_request("small", [one]) for one in own]
+    bodies.append(messages.encode_request("small", [own[0], linked]))
+    return [*bodies, messages.encode_request("small", [large], aside={})]

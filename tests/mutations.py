@@ -265,7 +265,8 @@ def a_field(rng: random.Random, body: bytes) -> bytes:
 
 KINDS = (
     "read", "write", "skip", "call", "update", "item", "module", "parameter", "constant", "input", "result", "backward",
-    "grad", "grad_write", "save", "eval", "import", "", "READ", "cond", "apply", "log",
+    "grad", "grad_write", "save", "eval", "import", "", "READ", "cond", "apply", "effect", "log", "state", "carried",
+    "carry", "stop",
 )  # fmt: skip
 CALLS = (
     "add", "matmul", "getitem", "setitem_", "repeat", "expand", "one_hot", "unique", "embedding", "to", "view", "topk",
@@ -291,7 +292,11 @@ def a_node(rng: random.Random, body: bytes) -> bytes:
 
 
 def _change(rng: random.Random, nodes: list[Any], n: int, node: dict[str, Any], args: list[Any]) -> None:
-    match rng.randrange(13):
+    match rng.randrange(14):
+        case 13:
+            node["when"] = rng.choice(
+                ([[0, True]], [[n, True]], [[0, 1]], [], [[-1, False]], [[0, True]] * 20, {}, None)
+            )
         case 0:
             node["kind"] = rng.choice(KINDS)
         case 1:
@@ -377,8 +382,8 @@ def experiments(rng: random.Random, body: bytes) -> bytes:
     try:
         own = message["request"]["experiments"]
         message["request"]["experiments"] = rng.choice(([], own * 3, own[::-1], own * 300, [own], {}, own + [None]))
-        if rng.random() < 0.3:
-            message["request"][rng.choice(("model", "version", "leaves"))] = rng.choice(VALUES)
+        if rng.random() < 0.5:
+            message["request"][rng.choice(("model", "version", "leaves", "large"))] = rng.choice(VALUES)
     except (KeyError, TypeError):
         raise Unreadable from None
     return whole(header, message, data)
