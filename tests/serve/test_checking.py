@@ -72,7 +72,7 @@ def process_of(pool: CheckerPool) -> int:
 
 
 def test_a_good_request_passes_and_a_bad_one_is_refused(pool: CheckerPool, experiment: Any) -> None:
-    assert asked(pool, encoded(experiment())) == (200, {"late": [[]]})
+    assert asked(pool, encoded(experiment())) == (200, {"late": [[]], "forwards": 1, "tensors": []})
     assert asked(pool, encoded(experiment(("unique",), ("add", 1))))[1] == {"late": [[1, 2]]}
     status, error = asked(pool, encoded(experiment(("system",))))
     assert (status, type(error)) == (422, UnknownOperation)
@@ -135,7 +135,10 @@ def test_what_only_the_host_knows_is_asked_of_it(fake: Any, experiment: Any) -> 
 
     given = Inputs((Rows(args=(fake.zeros(1, 5, 8),)),))
     try:
-        assert asked(pool, encoded(replace(experiment(), inputs=given)), host) == (200, {"late": [[]]})
+        assert asked(pool, encoded(replace(experiment(), inputs=given)), host) == (
+            200,
+            {"late": [[]], "forwards": 1, "tensors": []},
+        )
     finally:
         pool.close()
     assert [what for what, _ in questions] == ["sites"]
