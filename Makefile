@@ -21,10 +21,10 @@ demo: install
 	$(BIN)/glassworks demo --out demo
 
 test: install
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -n 2 -m "not slow and not gpu"
 
 test-all: install
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 fuzz: install
 	$(BIN)/python tests/fuzz_codec.py -max_total_time=600 -max_len=8192 -rss_limit_mb=1024 -timeout=10

@@ -96,7 +96,7 @@ class Results(Mapping[str, Any]):
 
 def untaken(graph: Graph, saves: Mapping[str, Any]) -> dict[str, str]:
     """Saves that stand in a branch and are missing from the results -> where they were written."""
-    named = [(n, node.target) for n, node in enumerate(graph.nodes) if node.kind == "save" and node.when]
+    named = [(n, node.target) for n, node in enumerate(graph.nodes) if node.when and node.kind == "save"]
     return {name: graph.where(n) for n, name in named if name not in saves}
 
 

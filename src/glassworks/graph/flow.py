@@ -23,10 +23,13 @@ _EVERY_STEP: Steps = (0, None)
 def effects(graph: Graph) -> Iterator[int]:
     """The nodes for whose sake a graph runs: saves, logs and other effects, and backwards that train captured
     tensors."""
-    trains = any(node.kind == "constant" and node.target for node in graph.nodes)
     for n, node in enumerate(graph.nodes):
-        if node.kind in EFFECTS or (trains and node.kind == "backward"):
+        if node.kind in EFFECTS or (node.kind == "backward" and _trains(graph)):
             yield n
+
+
+def _trains(graph: Graph) -> bool:
+    return any(node.kind == "constant" and node.target for node in graph.nodes)
 
 
 class Flow:

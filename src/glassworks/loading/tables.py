@@ -121,12 +121,14 @@ class PlainTables:
 
 
 def _shapes(tree: Any) -> Any:
+    if isinstance(tree, torch.Tensor):
+        return tree.shape, tree.dtype
     if isinstance(tree, tuple | list):
         return tuple([_shapes(item) for item in tree])
     if isinstance(tree, dict):
         return tuple((key, _shapes(item)) for key, item in tree.items())
     shape = getattr(tree, "shape", None)
-    return (type(tree), tree) if shape is None else (tuple(shape), str(tree.dtype))
+    return (type(tree), tree) if shape is None else (tuple(shape), tree.dtype)
 
 
 def _tensors(tree: Any) -> Any:

@@ -86,12 +86,20 @@ class Watch:
         self._running: list[str] = []
         self.spared = frozenset.intersection(*[i.forward.spared for i in interpreters]) if interpreters else frozenset()
         self._calls: dict[str, int] = {}
-        self._told = 0
         only = interpreters[0] if len(interpreters) == 1 else None
         self._only = only if only is not None and not only.forward.spared else None
+        # The short way: the first call of a module whose output, before the last event, is all that one graph asks for.
+        self._outputs: dict[str, int] = {}
+        if self._only is not None and not self.inner.ports:
+            self._outputs, self._at = _outputs(self._only, self.visits, self.last), self._only.at
+        self._told = len(self._outputs)  # and each is taken out as it is told
 
     def visit(self, path: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """A watched module is called."""
+        event = self._outputs.pop(path, None)
+        if event is not None:
+            self._calls[path] = 1
+            return self._at(event, forward(*args, **kwargs))
         calls = self.visits.get(path)
         if calls is None:  # watched for a run in another thread
             return forward(*args, **kwargs)
@@ -105,10 +113,7 @@ class Watch:
         returned = self._spare(path, args, kwargs) if path in self.spared else forward(*args, **kwargs)
         if leaving is None:
             return returned
-        if self._only is None or leaving == self.last:
-            return self._tell(leaving, returned)
-        self._told += 1
-        return self._only.at(leaving, returned)
+        return self._tell(leaving, returned)
 
     def _inside(self, path: str, k: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         """The forward of a module, which somebody may look into."""
@@ -164,7 +169,7 @@ class Watch:
             ModelError: names a site that it did not reach.
         """
         asked = {event for i in self.interpreters for event in i.actions}
-        if self._told < len(asked) and all(i.step == 0 for i in self.interpreters):
+        if self._told - len(self._outputs) < len(asked) and all(i.step == 0 for i in self.interpreters):
             table = self.interpreters[0].table
             paths = sorted(
                 {table.events[event].path for event in asked if self._calls.get(table.events[event].path, 0) == 0}
@@ -193,6 +198,21 @@ def _visits(interpreters: Sequence[Interpreter]) -> tuple[Visits, Inner]:
             notes["visits"] = _merged(interpreters)
         return notes["visits"]  # type: ignore[no-any-return]
     return _merged(interpreters)
+
+
+def _outputs(only: Interpreter, visits: Visits, last: int | None) -> dict[str, int]:
+    """Path -> event of its first call's output, of modules that nothing else is asked of."""
+    notes, key = only.forward.notes, f"outputs until {last}"
+    if only.step == 0 and key in notes:
+        return dict(notes[key])
+    found = {
+        path: calls[0][1]
+        for path, calls in visits.items()
+        if calls and calls[0][0] is None and calls[0][1] is not None and calls[0][1] != last
+    }
+    if only.step == 0:
+        notes[key] = found
+    return dict(found)
 
 
 def _merged(interpreters: Sequence[Interpreter]) -> tuple[Visits, Inner]:

@@ -132,10 +132,10 @@ class Part:
         return Part(self._core, None, self._path(), k)
 
     def _read(self, port: str) -> Any:
-        recorder = self._core.scoped()
-        name = self.__dict__[port]
-        if name not in recorder.table.sites:
-            table = recorder.table
+        own = self.__dict__
+        recorder, name = own["_core"].scoped(), own[port]
+        table = recorder.table
+        if name not in table.sites:
             if table.plain and not table.events:  # written before there is any input: checked when it is run
                 line = caller()
                 return Value(recorder, recorder.read(name, line), line, name)
@@ -143,7 +143,7 @@ class Part:
             if event is not None and not is_leaf(event):
                 return structured(recorder, table, event)
             raise UnknownSite(f"{table.why_not(name)}\n  at {caller()}")
-        line = caller()
+        line = caller(3)
         return Value(recorder, recorder.read(name, line), line, name)
 
     def _write(self, port: str, value: Any) -> None:

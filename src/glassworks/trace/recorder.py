@@ -35,9 +35,13 @@ _NOT_HERE = "out device generator memory_format pin_memory requires_grad layout 
 _REFUSED = frozenset(_NOT_HERE.split())
 
 
-def caller() -> Line:
-    """The user's line: the innermost frame that is neither ours nor a library's that called us."""
-    frame = sys._getframe(2)
+def caller(depth: int = 2) -> Line:
+    """The user's line: the innermost frame that is neither ours nor a library's that called us.
+
+    Args:
+        depth: the frame to begin at; 2 is whoever called the function that asks.
+    """
+    frame = sys._getframe(depth)
     while True:
         code = frame.f_code
         file = code.co_filename
@@ -151,9 +155,10 @@ class Recorder:
             raise ScopeError(f"the block of this value has ended\n  at {line}")
         if self.branches is not None:
             node = self.branches.admitted(node, line)
-        self.nodes.append(node)
+        nodes = self.nodes
+        nodes.append(node)
         self.lines.append(line)
-        return len(self.nodes) - 1
+        return len(nodes) - 1
 
     def numbers(self, n: int, what: str) -> torch.Tensor:
         """The numbers of a node. GraphError: there are none before the block runs."""
@@ -232,10 +237,10 @@ class Recorder:
     def save(self, value: Any, kept: Any, name: str | None, reduce: str | None, line: Line) -> None:
         """Record that a Value is kept, under a name of its own; `kept` is what holds on to what it is now."""
         names = self._names
-        if name is not None and not isinstance(name, str):
-            raise GraphError(f"the name of a save is a text, got {name!r}\n  at {line}")
         if name is None:
             name = str(len(names))
+        elif not isinstance(name, str):
+            raise GraphError(f"the name of a save is a text, got {name!r}\n  at {line}")
         if name in names:
             raise GraphError(f"two saves are named {name!r}\n  at {line}")
         names.add(name)
