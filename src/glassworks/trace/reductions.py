@@ -43,7 +43,9 @@ def reductions_of(graph: Graph, table: SiteTable, rows: Sequence[Rows], *, gener
     Raises:
         GraphError: a value has no rows that could be told apart.
     """
-    wanted = [n for n, node in enumerate(graph.nodes) if node.kwargs and node.kind == "save" and "reduce" in dict(node.kwargs)]
+    wanted = [
+        n for n, node in enumerate(graph.nodes) if node.kwargs and node.kind == "save" and "reduce" in dict(node.kwargs)
+    ]
     if not wanted:
         return Reductions((), ())
     forms = forms_of(graph, table, generating=generating)
