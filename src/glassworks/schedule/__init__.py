@@ -1,0 +1,1 @@
+"""Who runs next: policies, the decision they share, and a simulator of both. No torch."""
