@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from glassworks.errors import (
+    BudgetExceeded,
     Cancelled,
     GlassworksError,
     GraphError,
@@ -65,7 +66,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Cancelled", "GlassworksError", "Graph", "GraphError", "InputError", "LimitExceeded", "Model", "ModelError",
+    "BudgetExceeded", "Cancelled", "GlassworksError", "Graph", "GraphError", "InputError", "LimitExceeded", "Model", "ModelError",
     "NotSaved", "NotTaken", "OrderError", "RemoteError",
     "ScopeError", "Unauthorized", "UnknownOperation", "UnknownSite", "Value", "WireError",
     "WriteError", "apply", "cond", "connect", "input", "load", "log", "operations", "results", "values", "wrap",

@@ -11,6 +11,7 @@
     │   └── NotTaken          saved in a branch that was not taken  (also KeyError)
     ├── ModelError            a model that cannot be loaded, wrapped or understood
     ├── InputError            a prompt or an argument that cannot be used (also ValueError)
+    │   └── BudgetExceeded    it needs more memory than a budget has
     └── RemoteError           a service said no, or could not be reached
         ├── WireError         bytes that are not a message of ours  (also ValueError)
         ├── LimitExceeded     over a limit of the service
@@ -66,6 +67,10 @@ class ModelError(GlassworksError):
 
 class InputError(GlassworksError, ValueError):
     """A prompt or an argument cannot be used."""
+
+
+class BudgetExceeded(InputError):
+    """Something needs more memory than the budget that it was given; the message says both sizes."""
 
 
 class RemoteError(GlassworksError):

@@ -14,7 +14,7 @@ Surprises this file settles:
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -32,15 +32,24 @@ Tell = Callable[[str, Tensor], Tensor]
 
 
 class Listener:
-    """Who listens to one module's attention. `materialise`: whether its scores and probabilities are asked for."""
+    """Who listens to one module's attention.
 
-    __slots__ = ("materialise", "module", "tell")
+    Attributes:
+        materialise: whether its scores and probabilities are asked for. events: port -> the event that stands for it.
+    """
 
-    def __init__(self, module: nn.Module, tell: Tell, *, materialise: Callable[[], bool]) -> None:
-        self.module, self.tell, self.materialise = module, tell, materialise
+    __slots__ = ("events", "materialise", "module", "tell")
+
+    def __init__(
+        self, module: nn.Module, tell: Tell, *, materialise: Callable[[], bool], events: Mapping[str, int] | None = None
+    ) -> None:
+        self.module, self.tell, self.materialise, self.events = module, tell, materialise, events or {}
 
 
 LISTENING: ContextVar[Listener | None] = ContextVar("glassworks_attention", default=None)
+
+BY_ROWS: set[str] = set()
+"""Attention functions of ours that listen by themselves, since their batch holds several requests."""
 
 
 def can_listen(module: nn.Module) -> bool:
@@ -70,27 +79,28 @@ def attend(
     """
     before = getattr(module.config, _BEFORE)
     listener = LISTENING.get()
-    if listener is None or listener.module is not module:
-        return _function(module, before)(module, query, key, value, attention_mask, *args, **kwargs)
+    if listener is None or listener.module is not module or before in BY_ROWS:
+        return function(module, before)(module, query, key, value, attention_mask, *args, **kwargs)
     query, key, value = (
         listener.tell(port, tensor) for port, tensor in zip(("query", "key", "value"), (query, key, value), strict=True)
     )
     if not listener.materialise():
-        return _function(module, before)(module, query, key, value, attention_mask, *args, **kwargs)
+        return function(module, before)(module, query, key, value, attention_mask, *args, **kwargs)
     mask = attention_mask
     if before != "eager":
         mask = _additive(module, query, key, attention_mask, kwargs.get("is_causal"))
-    with _Softmax(listener.tell, key.shape[-2]):
-        return _eager(module)(module, query, key, value, mask, *args, **kwargs)
+    with ShownSoftmax(listener.tell, key.shape[-2]):
+        return eager(module)(module, query, key, value, mask, *args, **kwargs)
 
 
-def _function(module: nn.Module, name: str) -> Callable[..., Any]:
+def function(module: nn.Module, name: str) -> Callable[..., Any]:
+    """The attention function of that name for a module."""
     from transformers import AttentionInterface
 
-    return AttentionInterface().get_interface(name, _eager(module))  # type: ignore[no-any-return]
+    return AttentionInterface().get_interface(name, eager(module))  # type: ignore[no-any-return]
 
 
-def _eager(module: nn.Module) -> Callable[..., Any]:
+def eager(module: nn.Module) -> Callable[..., Any]:
     """The family's own attention in plain operations."""
     for kind in type(module).__mro__:
         found = getattr(sys.modules[kind.__module__], "eager_attention_forward", None)
@@ -119,7 +129,7 @@ def _additive(module: nn.Module, query: Tensor, key: Tensor, mask: Any, is_causa
     return torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, lowest)
 
 
-class _Softmax(TorchFunctionMode):
+class ShownSoftmax(TorchFunctionMode):
     """Shows what enters and leaves the softmax over `context` keys."""
 
     def __init__(self, tell: Tell, context: int) -> None:

@@ -82,7 +82,7 @@ def looking(
     attention = [port for port in ports if port in ATTENTION_PORTS]
     with ExitStack() as stack:
         if attention:
-            listener = Listener(module, _at(ports, tell), materialise=materialise)
+            listener = Listener(module, _at(ports, tell), materialise=materialise, events=ports)
             token = LISTENING.set(listener)
             stack.callback(LISTENING.reset, token)
         calls = _Calls(ports, tell, inside)

@@ -5,7 +5,7 @@ there, and computes what has become computable. At one event nodes run in progra
 user's line and keeps its type.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -42,6 +42,7 @@ class Interpreter:
         actions: event -> nodes, for the current step.
         last: the last event that is needed in this step; None: the model's own return is.
         states: what steps hand on, by (state, invoke). closing: nodes of this step that take effect when it ends.
+        places: in a packed batch, event -> slots and sizes there; None: they are the same at every event.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Interpreter:
         self.slots, self.rows = slots, rows
         self.sizes: Mapping[str, int] = {}
         self.step = 0
+        self.places: Callable[[int], tuple[Mapping[int, Slot], Mapping[str, int]]] | None = None
         self.states: dict[tuple[int, int], Any] = {}
         self.closing: tuple[int, ...] = ()
         self._follows = forward.follows_from
@@ -237,7 +239,8 @@ class Interpreter:
             tensor = item_at(raw, site.item)
             if site.mutated and not site.inplace:
                 tensor = tensor.clone()
-            leaf = leaves[key] = Leaf(tensor, site, self.slots, self.sizes)
+            slots, sizes = (self.slots, self.sizes) if self.places is None else self.places(site.order)
+            leaf = leaves[key] = Leaf(tensor, site, slots, sizes)
         elif leaf.site is not site and _lens(leaf.site) != _lens(site):
             leaf = leaves[key] = leaf.seen_as(site)
         return leaf

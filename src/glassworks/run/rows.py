@@ -5,7 +5,7 @@ prompt sees exactly its own; several prompts in one invoke see the width of thei
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ class Slot:
         start, count: its rows. width: axis -> how many of its last places are the invoke's own.
         mask: axis -> bool `[count, width]`, where padding stands inside the invoke; absent where there is none.
         whole: the slot is the whole batch, unpadded: tensors pass as they are.
+        first: axis -> its own first place there, where its places are not the last: in a packed batch.
     """
 
     start: int
@@ -30,6 +31,7 @@ class Slot:
     width: Mapping[str, int]
     mask: Mapping[str, torch.Tensor]
     whole: bool
+    first: Mapping[str, int] = field(default_factory=dict)
 
 
 class Leaf:
@@ -156,7 +158,8 @@ class Leaf:
             if label == "batch":
                 full = full.narrow(axis, slot.start, slot.count)
             elif tokens and label in slot.width and full.shape[axis] > slot.width[label]:
-                full = full.narrow(axis, full.shape[axis] - slot.width[label], slot.width[label])
+                first = slot.first.get(label, full.shape[axis] - slot.width[label])
+                full = full.narrow(axis, first, slot.width[label])
         return full
 
     def _mask(self, slot: Slot, value: torch.Tensor) -> torch.Tensor | None:

@@ -1,0 +1,378 @@
+"""The packed runtime: one forward pass for the tokens of many requests, over an unmodified model.
+
+For the time of a step the model's configurations name our attention function, which hands each request's tokens to
+`packed`. Called at any other time, or from another thread, it calls what was there before, so the user's module stays
+the user's. Whether a model can be packed is not read off its name: a few random tokens are packed and compared with the
+same tokens alone, and each attention must come by exactly once. A model that fails is not packed, and `why_not` says why.
+
+Surprises this file settles:
+- Families that ignore the registered function would run, and mix their rows in silence: the comparison sees them.
+- Rotary embeddings that depend on the longest position of the batch agree on short texts: their kinds are refused.
+- A model whose function is given something unknown (a bias, a mask of its own) is refused, since it would be ignored.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glassworks.errors import ModelError
+from glassworks.graph.nodes import ALL_ROWS
+from glassworks.graph.sites import ATTENTION_PORTS, SiteTable
+from glassworks.memory.arena import Arena
+from glassworks.memory.blocks import Geometry, LayerShape
+from glassworks.memory.kv import KVStore, Table
+from glassworks.model.attention import BY_ROWS, function
+from glassworks.run.eager import EagerRuntime, Watch
+from glassworks.run.interpret import Interpreter
+from glassworks.run.modules import Stopped
+from glassworks.run.packed import STEP, Kind, PackedStep, Span, attend
+from glassworks.run.rows import Slot
+
+NAME = "glassworks_packed"
+_BEFORE = "_glassworks_before_packing"
+_DYNAMIC = frozenset({"dynamic", "longrope"})
+_KNOWN = frozenset({"full_attention", "sliding_attention"})
+_BLOCK_TOKENS = 4
+"""Of the store of the self-check: its prompts cross several blocks."""
+
+
+@dataclass(slots=True)
+class Part:
+    """One request's share of a step.
+
+    Attributes:
+        ids: tokens to compute. table: where its keys and values are. interpreter: what looks on, if anything does.
+        keep: for how many of its last tokens logits are wanted. head: for how many its graph asks.
+    """
+
+    ids: Sequence[int]
+    table: Table
+    interpreter: Interpreter | None = None
+    keep: int = 1
+
+
+@dataclass(slots=True)
+class Returned:
+    """What a step gave.
+
+    Attributes:
+        logits: for each part `[keep, vocab]`; None if the pass ended before them.
+        failures: part -> what its graph raised; the others are not touched by it.
+    """
+
+    logits: list[Tensor] | None
+    failures: dict[int, Exception]
+
+
+class PackedRuntime:
+    """Performs packed steps of one model.
+
+    Raises:
+        ModelError: this model cannot be packed; the message says why.
+    """
+
+    def __init__(self, eager: EagerRuntime, table: SiteTable) -> None:
+        self.eager, self.table = eager, table
+        self.module = eager.module
+        self._takes_logits = False
+        self._configs = _configs(self.module)
+        self._refuse_by_configuration()
+        self._layers: dict[nn.Module, int] = {}
+        self.geometry = self._probed()
+        self._check()
+
+    # What a model must be.
+
+    def _refuse_by_configuration(self) -> None:
+        import inspect
+
+        takes = inspect.signature(self.module.forward).parameters
+        if self.table.encoder_decoder or self.table.plain:
+            raise ModelError("only decoders that read tokens are packed")
+        if "position_ids" not in takes:
+            raise ModelError("it takes no position_ids, so its rows could not be told apart")
+        self._takes_logits = "logits_to_keep" in takes
+        for config in self._configs:
+            if rotary := sorted(_rotary_kinds(config) & _DYNAMIC):
+                raise ModelError(f"its rotary embedding ({', '.join(rotary)}) depends on the longest row of a batch")
+            unknown = sorted(set(getattr(config, "layer_types", None) or ()) - _KNOWN)
+            if unknown:
+                raise ModelError(f"it has layers of kind {', '.join(unknown)}, whose state is not keys and values")
+
+    def _probed(self) -> Geometry:
+        """What attention is given, seen in one small run.
+
+        Raises:
+            ModelError: no attention came by, or it was given something unknown.
+        """
+        seen: list[tuple[nn.Module, LayerShape, torch.dtype]] = []
+
+        def look(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **given: Any) -> tuple[Tensor, None]:
+            if unknown := sorted(name for name, own in given.items() if name not in _GIVEN and isinstance(own, Tensor)):
+                raise ModelError(f"its attention is given {', '.join(unknown)}, which the packed one does not know")
+            seen.append((module, LayerShape(key.shape[1], key.shape[-1], value.shape[-1]), key.dtype))
+            wide = value.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+            return wide.transpose(1, 2).contiguous(), None
+
+        try:
+            with self._ours(), _looking(look), torch.no_grad():
+                self._forward([1, 2], [0, 1], None)
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            raise ModelError(f"it does not run without a mask and a cache: {error}") from error
+        if not seen:
+            raise ModelError("its attention is not called through transformers' AttentionInterface")
+        if len({module for module, _, _ in seen}) != len(seen) or len({dtype for _, _, dtype in seen}) > 1:
+            raise ModelError("its attention modules are called more than once, or differ in their number format")
+        self._layers = {module: k for k, (module, _, _) in enumerate(seen)}
+        return Geometry(tuple(shape for _, shape, _ in seen), seen[0][2])
+
+    def _check(self) -> None:
+        """Compare packed rows, cut and continued, with the same rows alone.
+
+        Raises:
+            ModelError: they differ.
+        """
+        device = self.eager.device or torch.device("cpu")
+        vocabulary = int(getattr(self.module.config.get_text_config(), "vocab_size", 3))
+        source = torch.Generator().manual_seed(0)
+        lengths = (7, 2, 11)
+        rows = [torch.randint(0, vocabulary, (n,), generator=source).tolist() for n in lengths]
+        arena = Arena("self-check", self.geometry.token_bytes * _BLOCK_TOKENS * 16)
+        store = KVStore(self.geometry, [arena], block_tokens=_BLOCK_TOKENS, device=device)
+        tables = [store.open() for _ in rows]
+        for cut in (slice(0, 1), slice(1, -1), slice(-1, None)):
+            parts = []
+            for row, table in zip(rows, tables, strict=True):
+                if row[cut]:
+                    store.grow(table, table.tokens + len(row[cut]))
+                    parts.append(Part(row[cut], table))
+            returned = self.step(parts, store)
+        assert returned.logits is not None
+        with torch.no_grad():
+            alone = [self.module(torch.tensor([row], device=device), use_cache=False).logits[0, -1] for row in rows]
+        for ours, theirs in zip(returned.logits, alone, strict=True):
+            scale = float(theirs.double().abs().max()) or 1.0
+            error = float((ours[0].double() - theirs.double()).abs().max())
+            if not error <= max(1e-4, 16 * torch.finfo(theirs.dtype).eps) * scale:
+                raise ModelError(f"packed, its rows give other logits than alone (by {error:.1e})")
+
+    # A step.
+
+    def step(self, parts: Sequence[Part], store: KVStore) -> Returned:
+        """One forward pass over the tokens of all parts; their tables must have grown to hold them.
+
+        Every part's graph sees its own tokens, in the shapes of a lone run; what it raises ends that part alone.
+        """
+        order = sorted(range(len(parts)), key=lambda k: (len(parts[k].ids) > 1, len(parts[k].table.blocks)))
+        spans, start = [], 0
+        for k in order:
+            own = parts[k]
+            spans.append(Span(start, len(own.ids), own.table.tokens, own.table.blocks, own.interpreter))
+            start += len(own.ids)
+        step = PackedStep(spans, store.pool, self._layers, store.block_tokens)
+        ids = [token for k in order for token in parts[k].ids]
+        positions = [at for own in spans for at in range(own.past, own.context)]
+        keeps = [parts[k].keep for k in order]
+        kept = [at for own, keep in zip(spans, keeps, strict=True) for at in range(own.end - keep, own.end)]
+        self._place(spans, keeps, start)
+        looking = [own.interpreter for own in spans if own.interpreter is not None]
+        watch = RowsWatch(self.eager, looking, step, to_the_end=any(keeps))
+        with self._ours(), _within(step), torch.no_grad():
+            logits = self._watched(watch, ids, positions, kept)
+        if logits is not None and step.calls != len(self._layers):
+            raise ModelError(
+                f"{step.calls} of {len(self._layers)} attentions came by: its layers are not what they were"
+            )
+        for own in spans:
+            if own.interpreter is not None:
+                own.interpreter.places = None
+        for k in order:
+            parts[k].table.tokens += len(parts[k].ids)
+        failures = {k: watch.failures[own] for k in order if (own := parts[k].interpreter) in watch.failures}
+        return Returned(None if logits is None else _divided(logits, order, keeps), failures)  # type: ignore[arg-type]
+
+    def _watched(self, watch: "RowsWatch", ids: Sequence[int], positions: Sequence[int], kept: Sequence[int]) -> Any:
+        modules = self.eager.modules
+        with suppress(Stopped), modules.watched(watch.visits, watch, attending=watch.inner.attending):
+            return self._forward(ids, positions, kept)
+        return None
+
+    def _forward(self, ids: Sequence[int], positions: Sequence[int], kept: Sequence[int] | None) -> Tensor:
+        """Logits of the tokens at `kept`, `[kept, vocab]`; None: of all."""
+        device = self.eager.device
+        given: dict[str, Any] = {"use_cache": False}
+        every = kept is None or len(kept) == len(ids)
+        at = None if every else torch.tensor(kept, device=device)
+        if self._takes_logits and at is not None:
+            given["logits_to_keep"] = at
+        tokens = torch.tensor([ids], device=device)
+        returned = self.module(input_ids=tokens, position_ids=torch.tensor([positions], device=device), **given)
+        logits: Tensor = returned["logits"][0]
+        return logits if at is None or self._takes_logits else logits.index_select(0, at)
+
+    def _place(self, spans: Sequence[Span], keeps: Sequence[int], total: int) -> None:
+        """Tell each interpreter where its tokens are: among all, among those that have logits, and in attention."""
+        ends = [self.table.sites[name].order for name in ("lm_head.input", "logits") if name in self.table.sites]
+        cut = min(ends, default=len(self.table.events)) if self._takes_logits else len(self.table.events)
+        first, kept = 0, sum(keeps)
+        for own, keep in zip(spans, keeps, strict=True):
+            if own.interpreter is not None:
+                sizes = {"batch": 1, "context": own.context}
+                among = _slots(own.start, own.count, own.context), {**sizes, "seq": total}
+                head = _slots(first, keep, own.context), {**sizes, "seq": kept}
+                alone = _slots(0, own.count, own.context, whole=True), {**sizes, "seq": own.count}
+                own.interpreter.places = _Places(self.table, cut, among, head, alone)
+            first += keep
+
+    @contextmanager
+    def _ours(self) -> Iterator[None]:
+        """Within the block the model's attention is ours."""
+        _register()
+        before = [config._attn_implementation for config in self._configs]
+        for config, name in zip(self._configs, before, strict=True):
+            object.__setattr__(config, _BEFORE, name)
+            config._attn_implementation_internal = NAME
+        try:
+            yield
+        finally:
+            for config, name in zip(self._configs, before, strict=True):
+                config._attn_implementation_internal = name
+                object.__delattr__(config, _BEFORE)
+
+
+Placed = tuple[Mapping[int, Slot], Mapping[str, int]]
+
+
+class _Places:
+    """Where one request's tokens are at each event."""
+
+    __slots__ = ("_alone", "_among", "_cut", "_head", "_table")
+
+    def __init__(self, table: SiteTable, cut: int, among: Placed, head: Placed, alone: Placed) -> None:
+        self._table, self._cut, self._among, self._head, self._alone = table, cut, among, head, alone
+
+    def __call__(self, order: int) -> Placed:
+        if self._table.events[order].port in ATTENTION_PORTS:
+            return self._alone
+        return self._head if order >= self._cut else self._among
+
+
+def _slots(first: int, count: int, context: int, *, whole: bool = False) -> dict[int, Slot]:
+    width = {} if whole else {"seq": count}
+    own = Slot(0, 1, width, {}, whole, {} if whole else {"seq": first})
+    return {0: own, ALL_ROWS: own}
+
+
+class RowsWatch(Watch):
+    """A packed pass: each graph sees its own rows, and what one raises ends that one.
+
+    Attributes:
+        failures: interpreter -> what it raised.
+    """
+
+    def __init__(
+        self, eager: EagerRuntime, interpreters: Sequence[Interpreter], step: PackedStep, *, to_the_end: bool
+    ) -> None:
+        super().__init__(eager.modules, interpreters)
+        self._step, self._only, self._outputs = step, None, {}
+        self.failures: dict[Interpreter, Exception] = {}
+        self.spared = frozenset()
+        if to_the_end:
+            self.last = None
+
+    def _tell(self, event: int, raw: Any, *, stop: bool = True) -> Any:
+        speaking = self._step.speaking
+        for own in self.interpreters if speaking is None else (speaking,):
+            if event in own.actions and own not in self.failures:
+                try:
+                    raw = own.at(event, raw)
+                except Exception as error:  # noqa: BLE001: whatever it is, it is this request's
+                    self.failures[own] = error
+        if event == self.last and stop:
+            raise Stopped
+        return raw
+
+
+def _divided(logits: Tensor, order: Sequence[int], keeps: Sequence[int]) -> list[Tensor]:
+    pieces = dict(zip(order, logits.split(list(keeps)), strict=True))
+    return [pieces[k] for k in range(len(order))]
+
+
+# The function that models call.
+
+_GIVEN = frozenset({"attention_mask", "position_ids", "s_aux", "cu_seq_lens_q", "cu_seq_lens_k"})
+_LOOK: list[Any] = []
+
+
+@contextmanager
+def _looking(look: Any) -> Iterator[None]:
+    _LOOK.append(look)
+    try:
+        yield
+    finally:
+        _LOOK.pop()
+
+
+@contextmanager
+def _within(step: PackedStep) -> Iterator[None]:
+    token = STEP.set(step)
+    try:
+        yield
+    finally:
+        STEP.reset(token)
+
+
+def _function(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """What a model calls while a step runs; see `packed.attend`. Outside of one, what was there before."""
+    if _LOOK:
+        return _LOOK[-1](module, query, key, value, **kwargs)
+    step = STEP.get()
+    if step is None:
+        before = getattr(module.config, _BEFORE)
+        return function(module, before)(module, query, key, value, attention_mask, *args, **kwargs)
+    scaling = kwargs.get("scaling")
+    kind = Kind(
+        scaling=float(query.shape[-1] ** -0.5 if scaling is None else scaling),
+        window=kwargs.get("sliding_window"),
+        softcap=kwargs.get("softcap"),
+        sinks=kwargs.get("s_aux"),
+    )
+    return attend(step, module, query, key, value, kind), None
+
+
+def _mask(*args: Any, config: Any = None, **kwargs: Any) -> Any:
+    """No mask for a packed step; outside of one, what was there before."""
+    if _LOOK or STEP.get() is not None:
+        return None
+    from transformers import AttentionMaskInterface
+
+    return AttentionMaskInterface()[getattr(config, _BEFORE)](*args, config=config, **kwargs)
+
+
+def _register() -> None:
+    if NAME not in BY_ROWS:
+        from transformers import AttentionInterface, AttentionMaskInterface
+
+        AttentionInterface.register(NAME, _function)
+        AttentionMaskInterface.register(NAME, _mask)
+        BY_ROWS.add(NAME)
+
+
+def _configs(module: nn.Module) -> list[Any]:
+    """The configurations that a model's modules read, each once."""
+    found = {
+        id(own): own for m in module.modules() if hasattr(own := getattr(m, "config", None), "_attn_implementation")
+    }
+    return list(found.values())
+
+
+def _rotary_kinds(config: Any) -> set[str]:
+    given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    each = [given, *[own for own in given.values() if isinstance(own, Mapping)]]
+    return {str(own.get("rope_type", own.get("type", ""))) for own in each}
