@@ -6,15 +6,15 @@ one interpreter a graph looks on, and gathers the saves.
 
 import inspect
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from glassworks.engine.batch import padded, placed
+from glassworks.engine.batch import Batch, padded, placed
 from glassworks.engine.beams import refuse_sites, search
 from glassworks.engine.live import LiveRun, plan_of_edits, read_to_the_end
-from glassworks.engine.loop import Generated, generate
+from glassworks.engine.loop import Generated, Generating, perform
 from glassworks.engine.sampling import Sampler
 from glassworks.errors import InputError, ModelError, UnknownSite
 from glassworks.graph.backend import Draft, Experiment, Generation, Inputs, Results, run_in_order
@@ -57,9 +57,9 @@ class LocalBackend:
     ) -> None:
         self.runtime = runtime
         self._table = table
-        self._defaults = defaults or {}
+        self.defaults = defaults or {}
         forward = inspect.signature(runtime.module.forward).parameters
-        self._takes = frozenset(forward)
+        self.takes = frozenset(forward)
 
     def sites(self, inputs: Inputs | None = None, *, within: frozenset[str] = frozenset()) -> SiteTable:
         """The site table; of a plain module for inputs of these shapes (without any: its modules only)."""
@@ -118,7 +118,11 @@ class LocalBackend:
 
 
 class ExperimentRun:
-    """One experiment on its way through its forward passes. `kind`: what performs its nodes."""
+    """One experiment on its way through its forward passes.
+
+    Attributes:
+        kind: what performs its nodes. rows: of the generation under way. cache: what transformers keeps for it.
+    """
 
     kind: type[Interpreter] = Interpreter
 
@@ -134,16 +138,25 @@ class ExperimentRun:
         self.inputs, self.generation = inputs, generation
         self.forwards = 0
         self.alive: list[Any] = [[] for _ in inputs.invokes]
+        self.cache: dict[str, Any] = {}
+        self.rows: Generating | None = None
 
     def everything(self, plan: Plan) -> None:
+        """All forward passes."""
+        for _ in self.passes(plan):
+            pass
+
+    def passes(self, plan: Plan) -> Iterator[None]:
+        """The same, standing still after each of them."""
         if plan.prelude:
             with torch.set_grad_enabled(self.frame.takes_gradients):
-                self._interpreter(_NOTHING, {}, ()).prelude()
+                self.interpreter(_NOTHING, {}, ()).prelude()
         for forward in plan.forwards:
             if self.generation is not None and not self.table.plain:
-                self._generate(forward, self.generation)
-                continue
-            self._step(*self.prepared(forward))
+                yield from self._generate(forward, self.generation)
+            else:
+                self._step(*self.prepared(forward))
+                yield
 
     def _step(self, args: Sequence[Any], inputs: Mapping[str, Any], interpreter: Interpreter) -> None:
         """One forward pass, in parts if it has more rows than a pass may have."""
@@ -165,13 +178,13 @@ class ExperimentRun:
         """What the model is called with in one forward pass, and the interpreter that looks on."""
         return self._plain(forward) if self.table.plain else self._trace(forward)
 
-    def _interpreter(self, forward: Forward, slots: Mapping[int, Slot], rows: Sequence[int]) -> Interpreter:
+    def interpreter(self, forward: Forward, slots: Mapping[int, Slot], rows: Sequence[int]) -> Interpreter:
         return self.kind(self.frame, forward, self.table, slots=slots, rows=rows, callee=self.backend.runtime)
 
     def _plain(self, forward: Forward) -> Prepared:
         [invoke] = forward.invokes
         own = self.inputs.invokes[invoke]
-        interpreter = self._interpreter(forward, {invoke: _WHOLE, ALL_ROWS: _WHOLE}, (invoke,))
+        interpreter = self.interpreter(forward, {invoke: _WHOLE, ALL_ROWS: _WHOLE}, (invoke,))
         device = self.backend.runtime.device
         return placed(list(own.args), device), placed(dict(own.kwargs), device), interpreter
 
@@ -181,14 +194,14 @@ class ExperimentRun:
             self.frame.watch.forward()
         self.forwards += 1
 
-    def _batch(self, forward: Forward) -> Any:
+    def _batch(self, forward: Forward) -> Batch:
         own = {invoke: self.inputs.invokes[invoke] for invoke in forward.invokes}
         numbers = iter(itertools.count() if self.inputs.numbers is None else self.inputs.numbers)
         each = [tuple(itertools.islice(numbers, len(rows.ids))) for rows in self.inputs.invokes]
         return padded(own, each, device=self.backend.runtime.device, pad=self._pad())
 
     def _pad(self) -> int:
-        return int(self.backend._defaults.get("pad_token_id") or 0)
+        return int(self.backend.defaults.get("pad_token_id") or 0)
 
     def _trace(self, forward: Forward) -> Prepared:
         batch = self._batch(forward)
@@ -197,57 +210,74 @@ class ExperimentRun:
         inputs["input_ids"] = batch.ids
         sizes = {"batch": len(batch.numbers), "seq": batch.ids.shape[1], "source": batch.ids.shape[1]}
         if two:
-            start = Sampler(self.backend._defaults, {}, prompt_length=0, device=batch.ids.device).start
+            start = Sampler(self.backend.defaults, {}, prompt_length=0, device=batch.ids.device).start
             inputs.setdefault("decoder_input_ids", torch.full((len(batch.numbers), 1), start, device=batch.ids.device))
             sizes["seq"] = inputs["decoder_input_ids"].shape[1]
             slots = batch.slots("source", tokens=sizes["seq"])
         else:
             slots = batch.slots("seq")
-            if "position_ids" in self.backend._takes:
+            if "position_ids" in self.backend.takes:
                 inputs.setdefault("position_ids", batch.positions)
         if batch.padded:
             inputs.setdefault("attention_mask", batch.mask.long())
-        if "use_cache" in self.backend._takes:
+        if "use_cache" in self.backend.takes:
             inputs.setdefault("use_cache", False)
-        interpreter = self._interpreter(forward, slots, batch.numbers)
+        interpreter = self.interpreter(forward, slots, batch.numbers)
         interpreter.sizes = {**sizes, "context": sizes["seq"]}
         return (), inputs, interpreter
 
-    def _generate(self, forward: Forward, generation: Generation) -> None:
+    def _generate(self, forward: Forward, generation: Generation) -> Iterator[None]:
+        if generation.options.get("num_beams", 1) != 1:
+            batch, found = self._searched(forward, generation)
+            self.keep(batch, found, self.interpreter(forward, {}, batch.numbers))
+            yield
+            return
+        own = self.generating(forward, generation)
+        while not own.ended:
+            perform(self.backend.runtime, own, self.cache)
+            if own.ended:
+                self.cache.clear()
+                self.generated(own)
+            yield
+
+    def generating(self, forward: Forward, generation: Generation) -> Generating:
+        """The rows of a forward that generates, before their first step."""
         batch = self._batch(forward)
         sampler = Sampler(
-            self.backend._defaults,
-            generation.options,
-            prompt_length=batch.ids.shape[1],
-            device=batch.ids.device,
+            self.backend.defaults, generation.options, prompt_length=batch.ids.shape[1], device=batch.ids.device
         )
-        interpreter = self._interpreter(forward, {}, batch.numbers)
-        count, seed = generation.max_new_tokens, self.frame.graph.seed
-        if generation.options.get("num_beams", 1) != 1:
-            refuse_sites(self.frame.graph, forward, self.table)
-            options = {k: v for k, v in generation.options.items() if k not in ("eos_token_id", "pad_token_id")}
-            found = search(
-                self.backend.runtime.module, batch, options, max_new_tokens=count, seed=seed, eos=sampler.eos,
-                pad=sampler.pad,
-            )  # fmt: skip
-        else:
-            found = generate(
-                self.backend.runtime, batch, interpreter, sampler, max_new_tokens=count, seed=seed,
-                encoder_decoder=self.table.encoder_decoder, last_token_only=self._last_token_only(forward),
-                positions=self.table.positions,
-            )  # fmt: skip
-        self.forwards += found.steps
-        self._keep(batch, found)
-        interpreter.finish({invoke: self._own(batch, invoke, found.tokens) for invoke in (*forward.invokes, ALL_ROWS)})
+        self.rows = Generating(
+            batch, self.interpreter(forward, {}, batch.numbers), sampler, max_new_tokens=generation.max_new_tokens,
+            seed=self.frame.graph.seed, encoder_decoder=self.table.encoder_decoder,
+            last_token_only=self.last_token_only(forward), positions=self.table.positions,
+        )  # fmt: skip
+        return self.rows
 
-    def _last_token_only(self, forward: Forward) -> bool:
+    def generated(self, own: Generating) -> None:
+        """The rows of a forward that generates, after their last step."""
+        assert own.interpreter is not None
+        self.keep(own.batch, own.generated(), own.interpreter)
+
+    def _searched(self, forward: Forward, generation: Generation) -> tuple[Batch, Generated]:
+        batch = self._batch(forward)
+        refuse_sites(self.frame.graph, forward, self.table)
+        sampler = Sampler(
+            self.backend.defaults, generation.options, prompt_length=batch.ids.shape[1], device=batch.ids.device
+        )
+        options = {k: v for k, v in generation.options.items() if k not in ("eos_token_id", "pad_token_id")}
+        return batch, search(
+            self.backend.runtime.module, batch, options, max_new_tokens=generation.max_new_tokens,
+            seed=self.frame.graph.seed, eos=sampler.eos, pad=sampler.pad,
+        )  # fmt: skip
+
+    def last_token_only(self, forward: Forward) -> bool:
         """Whether the prompt's logits before the last are of no interest."""
-        if "logits_to_keep" not in self.backend._takes:
+        if "logits_to_keep" not in self.backend.takes:
             return False
         ends = [self.table.sites[name].order for name in ("lm_head.input", "logits") if name in self.table.sites]
         return not any(min(ends) <= event < len(self.table.events) for event, _ in forward.actions)
 
-    def _own(self, batch: Any, invoke: int, tokens: torch.Tensor) -> torch.Tensor:
+    def _own(self, batch: Batch, invoke: int, tokens: torch.Tensor) -> torch.Tensor:
         if invoke == ALL_ROWS:
             return tokens
         start = batch.starts[invoke]
@@ -255,8 +285,11 @@ class ExperimentRun:
         steps = len(self.alive[invoke])
         return own[:, :steps]
 
-    def _keep(self, batch: Any, found: Generated) -> None:
+    def keep(self, batch: Batch, found: Generated, interpreter: Interpreter) -> None:
+        """A generation has ended: what follows from its tokens, and which rows were live when."""
+        self.forwards += found.steps
         for invoke, start in batch.starts.items():
             count = len(batch.lengths[invoke])
             rows = [live[start : start + count].tolist() for live in found.alive]
             self.alive[invoke] = [own for own in rows if any(own)]
+        interpreter.finish({invoke: self._own(batch, invoke, found.tokens) for invoke in (*batch.lengths, ALL_ROWS)})

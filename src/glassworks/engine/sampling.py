@@ -55,6 +55,16 @@ class Sampler:
         extra = {"prompt_length_to_skip": prompt_length, "eos_token_id": self.eos, "device": device}
         self._processors = _made(_PROCESSORS, given, extra) + (_made(_WARPERS, given, extra) if self.samples else [])
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether the tokens so far bear on the next one."""
+        return bool(self._processors)
+
+    @property
+    def is_argmax(self) -> bool:
+        """Whether the next token is the likeliest, whatever came before."""
+        return not self.samples and not self._processors
+
     def next(
         self, ids: torch.Tensor, logits: torch.Tensor, *, seed: int, step: int, rows: Sequence[int]
     ) -> torch.Tensor:

@@ -38,6 +38,7 @@ class Job:
         expected_tokens: how many it will produce: a prediction, or the truth for the oracle; None: nobody knows.
         chunkable: its prompt may be computed in parts. recomputable: it may be dropped and computed again.
         computed_tokens: whose keys and values exist, in each row. produced_tokens: so far.
+        whole_blocks: it takes so many blocks at once, however many tokens it has; None: as it needs them.
         place, held_blocks: where they are, and how many blocks of the device they hold; own_blocks: those of them that
             no other job shares, which leaving sets free.
         level, used_s, queued: a policy's: its queue, the time it has used there, its turn in it.
@@ -53,6 +54,7 @@ class Job:
     expected_tokens: float | None = None
     chunkable: bool = True
     recomputable: bool = True
+    whole_blocks: int | None = None
     computed_tokens: int = 0
     produced_tokens: int = 0
     place: Place = Place.NOWHERE
@@ -80,7 +82,7 @@ class Job:
 
     def blocks(self, tokens: int, block_tokens: int) -> int:
         """Blocks that hold so many tokens of each row."""
-        return self.rows * math.ceil(tokens / block_tokens)
+        return self.rows * math.ceil(tokens / block_tokens) if self.whole_blocks is None else self.whole_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class Decision:
 
 
 class Scheduler(Protocol):
-    """Decides. Whoever performs the decisions keeps the jobs' places, blocks and tokens; the scheduler keeps the rest."""
+    """Decides. Whoever performs the decisions keeps places, blocks and tokens of the jobs; a scheduler keeps the rest."""
 
     def arrive(self, job: Job, now_s: float) -> None:
         """A job has come, or has come back after it was dropped."""
