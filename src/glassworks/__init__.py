@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from glassworks.graph.graph import Graph
     from glassworks.graph.operations import operations
     from glassworks.loading import load, wrap
+    from glassworks.measure.table import CostTable
+    from glassworks.schedule.arrivals import arrivals
+    from glassworks.schedule.simulate import simulate
     from glassworks.serve.connect import connect
     from glassworks.trace.block import input
     from glassworks.trace.branches import cond
@@ -50,10 +53,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CostTable": "glassworks.measure.table",
     "Graph": "glassworks.graph.graph",
     "Model": "glassworks.trace.facade",
     "Value": "glassworks.trace.value",
     "apply": "glassworks.trace.effects",
+    "arrivals": "glassworks.schedule.arrivals",
     "cond": "glassworks.trace.branches",
     "connect": "glassworks.serve.connect",
     "input": "glassworks.trace.block",
@@ -61,15 +66,17 @@ _HOMES = {
     "log": "glassworks.trace.effects",
     "operations": "glassworks.graph.operations",
     "results": "glassworks.trace.stored",
+    "simulate": "glassworks.schedule.simulate",
     "values": "glassworks.trace.structured",
     "wrap": "glassworks.loading",
 }
 
 __all__ = [
-    "BudgetExceeded", "Cancelled", "GlassworksError", "Graph", "GraphError", "InputError", "LimitExceeded", "Model", "ModelError",
+    "BudgetExceeded", "Cancelled", "CostTable", "GlassworksError", "Graph", "GraphError", "InputError", "LimitExceeded",
+    "Model", "ModelError",
     "NotSaved", "NotTaken", "OrderError", "RemoteError",
     "ScopeError", "Unauthorized", "UnknownOperation", "UnknownSite", "Value", "WireError",
-    "WriteError", "apply", "cond", "connect", "input", "load", "log", "operations", "results", "values", "wrap",
+    "WriteError", "apply", "arrivals", "cond", "connect", "input", "load", "log", "operations", "results", "simulate", "values", "wrap",
 ]  # fmt: skip
 
 

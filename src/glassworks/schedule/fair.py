@@ -1,0 +1,75 @@
+"""Fair shares between users: virtual token counters (VTC, OSDI 2024) over any inner policy.
+
+Each user has a counter of the service received: tokens of prompts, and twice the tokens produced, since they cost more.
+The user with the least is next; among one user's jobs the inner policy decides. A user who comes back after a pause is
+lifted to the least counter of those active: nobody saves service up. While two users both have jobs waiting, what they
+received since then differs by a bound that does not grow with time (VTC, theorem 4.4).
+
+Within one order, a job counts before it runs, so that users alternate in a batch. A job that is computed again after it
+was dropped pays once.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from glassworks.schedule.base import Job
+from glassworks.schedule.policy import Key, Policy
+
+PROMPT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0
+
+
+class Fair(Policy):
+    """By what the user has received, then by `inner`."""
+
+    def __init__(self, inner: Policy) -> None:
+        self._inner = inner
+        self.received: dict[str, float] = {}
+        self._jobs: Counter[str] = Counter()
+        self._paid: dict[int, float] = {}
+        self._last = 0.0
+
+    def arrive(self, job: Job) -> None:
+        if not self._jobs[job.user]:
+            active = [self.received[user] for user, count in self._jobs.items() if count]
+            least = min(active, default=self._last)
+            self.received[job.user] = max(self.received.get(job.user, 0.0), least)
+        self._jobs[job.user] += 1
+        self._paid[job.id] = 0.0
+        self._inner.arrive(job)
+
+    def charge(self, job: Job, seconds: float) -> None:
+        self._pay(job)
+        self._inner.charge(job, seconds)
+
+    def finish(self, job: Job) -> None:
+        self._pay(job)
+        self._inner.finish(job)
+        del self._paid[job.id]
+        self._jobs[job.user] -= 1
+        self._last = self.received[job.user]
+
+    def promote(self, job: Job) -> None:
+        self._inner.promote(job)
+
+    def key(self, job: Job) -> Key:
+        return (self.received[job.user], *self._inner.key(job))
+
+    def turn_s(self, job: Job) -> float:
+        return self._inner.turn_s(job)
+
+    def order(self, jobs: Sequence[Job]) -> list[Job]:
+        virtual = dict(self.received)
+        tagged = []
+        for job in self._inner.order(jobs):
+            tagged.append((virtual[job.user], job))
+            virtual[job.user] += OUTPUT_WEIGHT * job.rows
+        tagged.sort(key=lambda each: each[0])  # stable: the inner order decides between equals
+        return [job for _, job in tagged]
+
+    def _pay(self, job: Job) -> None:
+        prompt = min(job.computed_tokens, job.prompt_tokens)
+        worth = job.rows * (PROMPT_WEIGHT * prompt + OUTPUT_WEIGHT * job.produced_tokens)
+        due = worth - self._paid[job.id]
+        if due > 0:  # less than was paid: it was dropped, and is being computed again
+            self.received[job.user] += due
+            self._paid[job.id] = worth
