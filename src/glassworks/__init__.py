@@ -35,10 +35,13 @@ from glassworks.errors import (
 )
 
 if TYPE_CHECKING:
+    from glassworks.engine.engine import Engine
+    from glassworks.engine.requests import Reply, Request
     from glassworks.graph.graph import Graph
     from glassworks.graph.operations import operations
     from glassworks.loading import load, wrap
     from glassworks.measure.table import CostTable
+    from glassworks.memory.budget import KVBudget
     from glassworks.schedule.arrivals import arrivals
     from glassworks.schedule.simulate import simulate
     from glassworks.serve.connect import connect
@@ -54,8 +57,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CostTable": "glassworks.measure.table",
+    "Engine": "glassworks.engine.engine",
     "Graph": "glassworks.graph.graph",
+    "KVBudget": "glassworks.memory.budget",
     "Model": "glassworks.trace.facade",
+    "Reply": "glassworks.engine.requests",
+    "Request": "glassworks.engine.requests",
     "Value": "glassworks.trace.value",
     "apply": "glassworks.trace.effects",
     "arrivals": "glassworks.schedule.arrivals",
@@ -72,11 +79,11 @@ _HOMES = {
 }
 
 __all__ = [
-    "BudgetExceeded", "Cancelled", "CostTable", "GlassworksError", "Graph", "GraphError", "InputError", "LimitExceeded",
-    "Model", "ModelError",
-    "NotSaved", "NotTaken", "OrderError", "RemoteError",
-    "ScopeError", "Unauthorized", "UnknownOperation", "UnknownSite", "Value", "WireError",
-    "WriteError", "apply", "arrivals", "cond", "connect", "input", "load", "log", "operations", "results", "simulate", "values", "wrap",
+    "BudgetExceeded", "Cancelled", "CostTable", "Engine", "GlassworksError", "Graph", "GraphError", "InputError",
+    "KVBudget", "LimitExceeded", "Model", "ModelError", "NotSaved", "NotTaken", "OrderError", "RemoteError",
+    "Reply", "Request", "ScopeError", "Unauthorized", "UnknownOperation", "UnknownSite", "Value", "WireError",
+    "WriteError", "apply", "arrivals", "cond", "connect", "input", "load", "log", "operations", "results",
+    "simulate", "values", "wrap",
 ]  # fmt: skip
 
 

@@ -6,7 +6,8 @@ one interpreter a graph looks on, and gathers the saves.
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,7 +40,16 @@ _NONE: frozenset[str] = frozenset()
 _NOTHING = Forward(0, (), (), frozenset(), 0, False)
 
 
-class LocalBackend:
+class HasLocal(ABC):
+    """A backend whose model is in this process."""
+
+    @property
+    @abstractmethod
+    def local(self) -> "LocalBackend":
+        """What runs it."""
+
+
+class LocalBackend(HasLocal):
     """Runs graphs on a runtime.
 
     Args:
@@ -61,6 +71,11 @@ class LocalBackend:
         forward = inspect.signature(runtime.module.forward).parameters
         self.takes = frozenset(forward)
 
+    @property
+    def local(self) -> "LocalBackend":
+        """Itself."""
+        return self
+
     def sites(self, inputs: Inputs | None = None, *, within: frozenset[str] = frozenset()) -> SiteTable:
         """The site table; of a plain module for inputs of these shapes (without any: its modules only)."""
         return self._table(inputs, within)
@@ -77,7 +92,7 @@ class LocalBackend:
         """Run a graph; its saves by name. Errors of nodes keep their type and carry the user's line."""
         if graph.invokes != len(inputs.invokes):
             raise InputError(f"the graph has {graph.invokes} invokes and was given rows for {len(inputs.invokes)}")
-        table, plan = self._placed(graph, inputs, generating=generation is not None)
+        table, plan = self.placed(graph, inputs, generating=generation is not None)
         frame = Frame(graph, plan, named=inputs.named, device=self.runtime.device, parameter=self.runtime.parameter)
         if frame.watch is not None:
             frame.watch.experiment(graph)
@@ -90,7 +105,7 @@ class LocalBackend:
                 run.everything(plan)
         return Results(frame.saves, run.forwards, run.alive, frame.gradients, frame.logs)
 
-    def _placed(self, graph: Graph, inputs: Inputs, *, generating: bool) -> tuple[SiteTable, Plan]:
+    def placed(self, graph: Graph, inputs: Inputs, *, generating: bool) -> tuple[SiteTable, Plan]:
         """The plan of a graph, and the table with the operations that it names, if any."""
         table = self._table(inputs, _NONE)
         try:
@@ -146,17 +161,23 @@ class ExperimentRun:
         for _ in self.passes(plan):
             pass
 
-    def passes(self, plan: Plan) -> Iterator[None]:
-        """The same, standing still after each of them."""
+    def passes(self, plan: Plan) -> Generator[bool]:
+        """The same, standing still after each of them: whether it was the last."""
+        self.prelude(plan)
+        for forward in plan.forwards:
+            last = forward is plan.forwards[-1]
+            if self.generation is not None and not self.table.plain:
+                for ended in self._generate(forward, self.generation):
+                    yield last and ended
+            else:
+                self._step(*self.prepared(forward))
+                yield last
+
+    def prelude(self, plan: Plan) -> None:
+        """What needs no forward pass."""
         if plan.prelude:
             with torch.set_grad_enabled(self.frame.takes_gradients):
                 self.interpreter(_NOTHING, {}, ()).prelude()
-        for forward in plan.forwards:
-            if self.generation is not None and not self.table.plain:
-                yield from self._generate(forward, self.generation)
-            else:
-                self._step(*self.prepared(forward))
-                yield
 
     def _step(self, args: Sequence[Any], inputs: Mapping[str, Any], interpreter: Interpreter) -> None:
         """One forward pass, in parts if it has more rows than a pass may have."""
@@ -226,11 +247,11 @@ class ExperimentRun:
         interpreter.sizes = {**sizes, "context": sizes["seq"]}
         return (), inputs, interpreter
 
-    def _generate(self, forward: Forward, generation: Generation) -> Iterator[None]:
+    def _generate(self, forward: Forward, generation: Generation) -> Iterator[bool]:
         if generation.options.get("num_beams", 1) != 1:
             batch, found = self._searched(forward, generation)
             self.keep(batch, found, self.interpreter(forward, {}, batch.numbers))
-            yield
+            yield True
             return
         own = self.generating(forward, generation)
         while not own.ended:
@@ -238,7 +259,7 @@ class ExperimentRun:
             if own.ended:
                 self.cache.clear()
                 self.generated(own)
-            yield
+            yield own.ended
 
     def generating(self, forward: Forward, generation: Generation) -> Generating:
         """The rows of a forward that generates, before their first step."""
@@ -271,11 +292,13 @@ class ExperimentRun:
         )  # fmt: skip
 
     def last_token_only(self, forward: Forward) -> bool:
-        """Whether the prompt's logits before the last are of no interest."""
-        if "logits_to_keep" not in self.backend.takes:
-            return False
+        """Whether the model can leave out the prompt's logits before the last, and nobody looks at them."""
+        return "logits_to_keep" in self.backend.takes and not self.reads_prompt_logits(forward)
+
+    def reads_prompt_logits(self, forward: Forward) -> bool:
+        """Whether a graph looks at what follows from all tokens at the end of a forward."""
         ends = [self.table.sites[name].order for name in ("lm_head.input", "logits") if name in self.table.sites]
-        return not any(min(ends) <= event < len(self.table.events) for event, _ in forward.actions)
+        return any(min(ends) <= event < len(self.table.events) for event, _ in forward.actions)
 
     def _own(self, batch: Batch, invoke: int, tokens: torch.Tensor) -> torch.Tensor:
         if invoke == ALL_ROWS:

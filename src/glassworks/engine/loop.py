@@ -135,18 +135,18 @@ class Generating:
     def seen(self) -> torch.Tensor:
         """What each row holds so far, padded at the left: int64 `[batch, columns]`."""
         if not self.new[0]:
-            return self._first
+            return self._first  # type: ignore[no-any-return]
         return torch.cat([self._first, torch.tensor(self.new, device=self._first.device)], dim=1)
 
     def inputs(self) -> dict[str, Any]:
         """What a model with transformers' cache is called with, in this step."""
         extra = {"logits_to_keep": 1} if self.computed == 0 and self._last_token_only else {}
         if self._two:
-            mask = {"attention_mask": self.batch.mask.long()} if self.batch.padded else {}
+            own = {"attention_mask": self.batch.mask.long()} if self.batch.padded else {}
             encoder = {"input_ids": self.batch.ids} if self._encoded is None else {"encoder_outputs": self._encoded}
-            return {**self._kwargs, **encoder, **mask, "decoder_input_ids": self.seen[:, self.computed :], **extra}
-        mask, positions = self._mask(), self._positions()[:, self.computed :]
-        own = {"attention_mask": mask.long()} if self.batch.padded else {}
+            return {**self._kwargs, **encoder, **own, "decoder_input_ids": self.seen[:, self.computed :], **extra}
+        positions = self._positions()[:, self.computed :]
+        own = {"attention_mask": self._mask().long()} if self.batch.padded else {}
         return {**self._kwargs, "input_ids": self.seen[:, self.computed :], **own, "position_ids": positions, **extra}
 
     def _mask(self) -> torch.Tensor:

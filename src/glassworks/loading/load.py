@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from glassworks.engine.local import LocalBackend
+from glassworks.engine.local import HasLocal, LocalBackend
 from glassworks.errors import ModelError
 from glassworks.graph.backend import Draft, Experiment, Generation, Inputs, Live, Results
 from glassworks.graph.graph import Graph
@@ -66,7 +66,7 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | str:
     return found
 
 
-class _Source:
+class _Source(HasLocal):
     """A backend whose weights are read when they are first needed."""
 
     def __init__(self, name: str, path: str, dtype: torch.dtype | str, device: torch.device) -> None:
@@ -100,6 +100,11 @@ class _Source:
                     module = _quietly(self._name, self._read)
                 self._loaded = local_backend(module.to(self._device).eval())
             return self._loaded
+
+    @property
+    def local(self) -> LocalBackend:
+        """What runs it, with its weights."""
+        return self.loaded
 
     def _read(self) -> Any:
         return _kind(self._config).from_pretrained(self._path, dtype=self._dtype, use_safetensors=True)

@@ -113,7 +113,9 @@ class CostTable:
         except ValueError as error:
             raise WireError(f"{path} is not a cost table: {error}; measure again, or give another file") from error
         except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}; give a file that CostTable.save wrote") from None
+            raise InputError(
+                f"{path} cannot be read: {error.strerror}; give a file that CostTable.save wrote"
+            ) from None
         return cls(tuple(_points(body, path)), _hardware(body, path))
 
     def __repr__(self) -> str:

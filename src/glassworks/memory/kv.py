@@ -13,7 +13,6 @@ from enum import Enum
 
 import torch
 
-from glassworks.errors import BudgetExceeded
 from glassworks.memory.arena import Arena
 from glassworks.memory.blocks import Geometry, Pool, copy_blocks
 from glassworks.memory.budget import KVBudget
@@ -37,15 +36,16 @@ class Table:
         owner: whose it is; only its own tables share blocks with it.
         blocks: on the device. away: off it, in `tier`. where: which of them count.
         tokens: how many have been computed. shared: how many of these came with blocks that somebody else computed.
-        reserved: blocks off the device that are promised to it and that it does not have now. closed: its request ended.
+        reserved: blocks off the device that are promised to it and that it does not have now. is_promised: it has such.
+        closed: its request has ended.
     """
 
-    def __init__(self, owner: str, tier: Pool | None, reserved: int) -> None:
+    def __init__(self, owner: str) -> None:
         self.owner = owner
         self.blocks: list[int] = []
         self.away: list[int] = []
-        self.tier, self.reserved = tier, reserved
-        self.is_promised = reserved > 0
+        self.tier: Pool | None = None
+        self.reserved, self.is_promised = 0, False
         self.where = Where.HERE
         self.tokens = self.shared = 0
         self.fence: Fence | None = None
@@ -110,23 +110,25 @@ class KVStore:
 
     # Tables.
 
-    def open(self, owner: str = "", *, reserve_tokens: int = 0) -> Table:
-        """A table without tokens.
+    def open(self, owner: str = "") -> Table:
+        """A table without tokens."""
+        return Table(owner)
 
-        Args:
-            reserve_tokens: promise it room off the device for so many, so that it can leave whenever it must.
+    def promise(self, table: Table, tokens: int) -> bool:
+        """Keep room off the device for so many tokens of a table, so that it can leave whenever it must; whether a
+        tier has that room now."""
+        count = self.blocks(tokens)
+        table.tier = next((tier for tier in self.tiers if tier.reserve(count)), None)
+        if table.tier is None:
+            return False
+        table.reserved, table.is_promised = count, True
+        return True
 
-        Raises:
-            BudgetExceeded: no tier off the device has that room now.
-        """
-        count = self.blocks(reserve_tokens)
-        tier = next((tier for tier in self.tiers if tier.reserve(count)), None) if count else None
-        if count and tier is None:
-            raise BudgetExceeded(
-                f"{count} blocks off the device must be kept for a request that may not be computed again, and "
-                f"{self.away_free_blocks} are free"
-            )
-        return Table(owner, tier, count)
+    def make_room(self, size_bytes: int) -> None:
+        """Forget blocks that nobody uses until the arena of the device has so many bytes, or there are none left."""
+        short = size_bytes - self.pool.arena.free_bytes
+        if short > 0:
+            self.pool.give(self.prefixes.forget_idle(-(-short // self.pool.block_bytes)))
 
     def grow(self, table: Table, tokens: int) -> bool:
         """Give a table blocks for so many tokens in all; whether there were enough."""
@@ -191,7 +193,7 @@ class KVStore:
 
     def leave(self, table: Table) -> bool:
         """Begin to copy a table off the device; whether there is room."""
-        assert table.where is Where.HERE and table.blocks, "only what is on the device can leave it"
+        assert table.where is Where.HERE, "only what is on the device can leave it"
         count = len(table.blocks)
         tier = table.tier if table.reserved else next((tier for tier in self.tiers if tier.free >= count), None)
         if tier is None:
@@ -205,7 +207,8 @@ class KVStore:
 
     def come(self, table: Table) -> bool:
         """Begin to copy a table back to the device; whether there is room."""
-        assert table.where is Where.AWAY and table.tier is not None, "only what is away can come back"
+        assert table.where is Where.AWAY, "only what is away can come back"
+        assert table.tier is not None
         if len(table.away) > self.free_blocks:
             return False
         table.blocks = self._taken(len(table.away))

@@ -88,14 +88,14 @@ class CudaLink:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def send(self, copy: Copy, size_bytes: int) -> Fence:
         """See `Link`."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))  # what is copied has been computed
         with torch.cuda.stream(self._stream):
             copy()
-            event = torch.cuda.Event()
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(self._stream)
         return _CudaFence(event)
 

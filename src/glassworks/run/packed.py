@@ -2,8 +2,8 @@
 
 New keys and values are written to the store's blocks; then rows that have one token are served together, by a gather
 padded to their longest, and longer parts one by one. What a model hands to its attention function (windows, soft caps,
-sinks) is honoured here, or the model is not packed at all (see `packing`). A part whose graph looks into an attention is
-served by itself, in the shapes of a lone run.
+sinks) is honoured here, or the model is not packed at all (see `packing`). A part whose graph looks into an attention
+is served by itself, in the shapes of a lone run.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -268,7 +268,7 @@ def _heard(
         mask = seen(span.count, span.context, kind.window, query)
         lowest = mask.new_tensor(torch.finfo(mask.dtype).min)
         with ShownSoftmax(listener.tell, span.context):
-            extra = {"softcap": kind.softcap} if kind.softcap is not None else {}
+            extra: dict[str, Any] = {"softcap": kind.softcap} if kind.softcap is not None else {}
             extra |= {"s_aux": kind.sinks} if kind.sinks is not None else {}
             mask = torch.maximum(mask, lowest)
             found = eager(module)(module, query, key, value, mask, scaling=kind.scaling, dropout=0.0, **extra)

@@ -3,7 +3,7 @@
 For the time of a step the model's configurations name our attention function, which hands each request's tokens to
 `packed`. Called at any other time, or from another thread, it calls what was there before, so the user's module stays
 the user's. Whether a model can be packed is not read off its name: a few random tokens are packed and compared with the
-same tokens alone, and each attention must come by exactly once. A model that fails is not packed, and `why_not` says why.
+same tokens alone, and each attention must come by exactly once. A model that fails is refused with the reason.
 
 Surprises this file settles:
 - Families that ignore the registered function would run, and mix their rows in silence: the comparison sees them.
@@ -46,7 +46,7 @@ class Part:
 
     Attributes:
         ids: tokens to compute. table: where its keys and values are. interpreter: what looks on, if anything does.
-        keep: for how many of its last tokens logits are wanted. head: for how many its graph asks.
+        keep: for how many of its last tokens logits are wanted.
     """
 
     ids: Sequence[int]
@@ -137,7 +137,7 @@ class PackedRuntime:
             ModelError: they differ.
         """
         device = self.eager.device or torch.device("cpu")
-        vocabulary = int(getattr(self.module.config.get_text_config(), "vocab_size", 3))
+        vocabulary = self.table.vocab or 3
         source = torch.Generator().manual_seed(0)
         lengths = (7, 2, 11)
         rows = [torch.randint(0, vocabulary, (n,), generator=source).tolist() for n in lengths]
@@ -170,9 +170,9 @@ class PackedRuntime:
         order = sorted(range(len(parts)), key=lambda k: (len(parts[k].ids) > 1, len(parts[k].table.blocks)))
         spans, start = [], 0
         for k in order:
-            own = parts[k]
-            spans.append(Span(start, len(own.ids), own.table.tokens, own.table.blocks, own.interpreter))
-            start += len(own.ids)
+            part = parts[k]
+            spans.append(Span(start, len(part.ids), part.table.tokens, part.table.blocks, part.interpreter))
+            start += len(part.ids)
         step = PackedStep(spans, store.pool, self._layers, store.block_tokens)
         ids = [token for k in order for token in parts[k].ids]
         positions = [at for own in spans for at in range(own.past, own.context)]
@@ -192,8 +192,8 @@ class PackedRuntime:
                 own.interpreter.places = None
         for k in order:
             parts[k].table.tokens += len(parts[k].ids)
-        failures = {k: watch.failures[own] for k in order if (own := parts[k].interpreter) in watch.failures}
-        return Returned(None if logits is None else _divided(logits, order, keeps), failures)  # type: ignore[arg-type]
+        failures = {k: error for k in order for look, error in watch.failures.items() if look is parts[k].interpreter}
+        return Returned(None if logits is None else _divided(logits, order, keeps), failures)
 
     def _watched(self, watch: "RowsWatch", ids: Sequence[int], positions: Sequence[int], kept: Sequence[int]) -> Any:
         modules = self.eager.modules
@@ -290,7 +290,7 @@ class RowsWatch(Watch):
             if event in own.actions and own not in self.failures:
                 try:
                     raw = own.at(event, raw)
-                except Exception as error:  # noqa: BLE001: whatever it is, it is this request's
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's
                     self.failures[own] = error
         if event == self.last and stop:
             raise Stopped
@@ -298,7 +298,7 @@ class RowsWatch(Watch):
 
 
 def _divided(logits: Tensor, order: Sequence[int], keeps: Sequence[int]) -> list[Tensor]:
-    pieces = dict(zip(order, logits.split(list(keeps)), strict=True))
+    pieces = dict(zip(order, torch.split(logits, list(keeps)), strict=True))
     return [pieces[k] for k in range(len(order))]
 
 

@@ -46,9 +46,7 @@ def scheduler(
     if predictor is None and chosen == "srpt-predicted":
         predictor = Learned()
     own = POLICIES[chosen](IterationCost() if cost is None else cost)
-    return PolicyScheduler(
-        Fair(own) if policy == "fair" else own, starvation_s=starvation_s, predictor=predictor
-    )
+    return PolicyScheduler(Fair(own) if policy == "fair" else own, starvation_s=starvation_s, predictor=predictor)
 
 
 def _chosen(policy: str, inner: str | None) -> str:

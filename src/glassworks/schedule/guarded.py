@@ -24,7 +24,9 @@ _FORGETTING = 0.98
 class PolicyScheduler:
     """A `Scheduler`: a policy, a bound on starvation in seconds (None: none) and perhaps a predictor of lengths."""
 
-    def __init__(self, policy: Policy, *, starvation_s: float | None = None, predictor: Predictor | None = None) -> None:
+    def __init__(
+        self, policy: Policy, *, starvation_s: float | None = None, predictor: Predictor | None = None
+    ) -> None:
         if starvation_s is not None and not starvation_s > 0:
             raise InputError(f"a bound on starvation is seconds > 0, or None for no bound; got {starvation_s}")
         self.policy = policy

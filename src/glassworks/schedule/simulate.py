@@ -95,7 +95,13 @@ class _Run:
     """One simulation as it goes."""
 
     def __init__(
-        self, arrivals: Arrivals, jobs: list[Job], deciding: Scheduler, cost: IterationCost, limits: Limits, store: Store
+        self,
+        arrivals: Arrivals,
+        jobs: list[Job],
+        deciding: Scheduler,
+        cost: IterationCost,
+        limits: Limits,
+        store: Store,
     ) -> None:
         self._arrivals, self._jobs, self._deciding = arrivals, jobs, deciding
         self._cost, self._limits, self._store = cost, limits, store

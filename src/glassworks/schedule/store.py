@@ -97,7 +97,9 @@ class Store:
     def _leave(self, job: Job, now_s: float) -> None:
         self.host_used += job.held_blocks
         if self.host_used > self.kv.host_blocks:
-            raise GlassworksError(f"the host has {self.kv.host_blocks} blocks; job {job.id} would make {self.host_used}")
+            raise GlassworksError(
+                f"the host has {self.kv.host_blocks} blocks; job {job.id} would make {self.host_used}"
+            )
         self._on_host[job.id] = job.held_blocks
         self.swaps += 1
         job.place = Place.LEAVING

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -41,6 +41,17 @@ class Reply:
 
     def __str__(self) -> str:
         return self.text
+
+
+class RunsModels(Protocol):
+    """What `model.on` takes: a `gw.Engine`."""
+
+    @property
+    def backend(self) -> Backend:
+        """Where blocks run."""
+
+    def runs(self, model: "Model") -> bool:
+        """Whether it runs this model."""
 
 
 class Model(Part):
@@ -191,7 +202,7 @@ class Model(Part):
             raise InputError("to= writes each pass as it is done, and so waits: leave out wait=False, or to=")
         if self._core.table.plain:
             own = prompts if isinstance(prompts, tuple) else (prompts,)
-            one = Experiment(self._edited(graph), Inputs((Rows(args=own, kwargs=inputs),), named=named))
+            one = Experiment(self.with_edits(graph), Inputs((Rows(args=own, kwargs=inputs),), named=named))
             reductions_of(graph, self._core.backend.sites(one.inputs), one.inputs.invokes, generating=False)
             if not wait:
                 return Awaited(self._core.backend.submit([one]), lambda found: found[0])
@@ -201,7 +212,7 @@ class Model(Part):
             if (why := table.why_not_argument(name)) is not None:
                 raise InputError(f"{why}; the graph has no input of that name either\n  at {caller()}")
         job = Job(
-            backend=self._core.backend, graph=self._edited(graph),
+            backend=self._core.backend, graph=self.with_edits(graph),
             prompts=prompt_rows(prompts, self._core.text, vocab=table.vocab, positions=table.positions),
             rows=rows, named=named, kwargs=inputs, generation=generation,
         )  # fmt: skip
@@ -210,12 +221,33 @@ class Model(Part):
         with shown_progress(len(job.prompts), wanted=progress, worth_it=to is not None) as done:
             return run_over(job, done) if to is None else run_to(to, job, self._core.name, done)
 
-    def _edited(self, graph: Graph) -> Graph:
+    def with_edits(self, graph: Graph) -> Graph:
         """The graph behind this model's edits."""
         prefix = self._core.prefix
         if prefix is None:
             return graph
         return joined(prefix, graph)
+
+    def on(self, engine: "RunsModels") -> "Model":
+        """The same model, whose blocks run on an engine, among its requests.
+
+        Raises:
+            InputError: the engine runs another model.
+
+        Example:
+            engine = gw.Engine(model)
+            shared = model.on(engine)
+            with shared.trace("The Eiffel Tower is in the city of"):
+                top = shared.logits[:, -1].argmax(-1).save()
+        """
+        core = self._core
+        if not engine.runs(self):
+            raise InputError(f"this engine runs another model: make one of this, gw.Engine(model)\n  at {caller()}")
+        own = Core(
+            engine.backend, text=core.text, table=core.table, name=core.name, device=core.device, prefix=core.prefix
+        )
+        own.frozen = core.frozen
+        return Model(own)
 
     def complete(self, prompt: Any, *, max_new_tokens: int = 64, seed: int = 0, **options: Any) -> Any:
         """What the model says next, at once.

@@ -1,0 +1,175 @@
+"""Who may come into an engine, with how much memory: requests become experiments with a table or a cache of their own.
+
+What could never fit is refused with the sizes. What may not be computed again (its graph writes, or has seen its
+prompt) is promised room off the device for all that it may come to, before it begins, so that it can always leave.
+"""
+
+import math
+from typing import Any
+
+import torch
+
+from glassworks.engine.caches import Held, measured
+from glassworks.engine.facts import Facts, facts_of
+from glassworks.engine.local import ExperimentRun, LocalBackend
+from glassworks.engine.work import AloneWork, PackedWork, Work
+from glassworks.errors import BudgetExceeded, InputError
+from glassworks.graph.backend import Generation, Inputs
+from glassworks.graph.graph import Graph
+from glassworks.graph.place import Plan
+from glassworks.graph.sites import SiteTable
+from glassworks.memory.arena import Arena
+from glassworks.memory.budget import KVBudget
+from glassworks.memory.kv import KVStore, arenas_of
+from glassworks.memory.links import Link, link_for
+from glassworks.run.frame import Frame
+from glassworks.run.packing import PackedRuntime
+from glassworks.schedule.base import Job, Memory
+from glassworks.units import spelled
+
+
+class Admission:
+    """Makes experiments of one engine, and knows its memory.
+
+    Attributes:
+        arenas: of each tier, the device first. frames: the arena that saved values count in. store: of packed requests.
+    """
+
+    def __init__(
+        self, local: LocalBackend, table: SiteTable, packed: PackedRuntime | None, budget: KVBudget, *,
+        block_tokens: int, out: Link | None, back: Link | None, poison: bool,
+    ) -> None:  # fmt: skip
+        self._local, self._table, self._block_tokens, self._poison = local, table, block_tokens, poison
+        device = local.runtime.device or torch.device("cpu")
+        self._out, self._back = out or link_for(device), back or link_for(device)
+        self.arenas = arenas_of(budget)
+        others = {arena.name: arena for arena in self.arenas[1:]}
+        self._host: Arena | None = others.get("host", others.get("disk"))
+        self.frames = self._host or self.arenas[0]
+        self.store: KVStore | None = None
+        self._measured: tuple[int, int] | None = None
+        if packed is not None:
+            self.store = KVStore(
+                packed.geometry, self.arenas, block_tokens=block_tokens, device=device, out=self._out, back=self._back,
+                poison=poison,
+            )  # fmt: skip
+            self._block_bytes = self.store.pool.block_bytes
+        else:
+            self._block_bytes = max(self.cache_sizes[0], 1) * block_tokens
+
+    @property
+    def cache_sizes(self) -> tuple[int, int]:
+        """Bytes of a token in a transformers cache, and of a row besides."""
+        if self._measured is None:
+            runtime: Any = self._local.runtime
+            self._measured = measured(runtime, vocab=self._table.vocab)
+        return self._measured
+
+    def memory(self) -> Memory:
+        """As the scheduler sees it."""
+        device, store = self.arenas[0], self.store
+        blocks = device.budget_bytes // self._block_bytes
+        away = 0 if self._host is None else self._host.free_bytes // self._block_bytes
+        return Memory(
+            block_tokens=self._block_tokens,
+            total_blocks=blocks if store is None else store.total_blocks,
+            free_blocks=device.free_bytes // self._block_bytes if store is None else store.free_blocks,
+            host_free_blocks=away if store is None else store.away_free_blocks,
+            instant=self._out.instant and self._back.instant,
+        )
+
+    # Making an experiment.
+
+    def work(
+        self, graph: Graph, inputs: Inputs, generation: Generation | None, *, number: int, now_s: float, user: str,
+        expected_tokens: float | None,
+    ) -> Work:  # fmt: skip
+        """An experiment that has not begun.
+
+        Raises:
+            InputError: it cannot be. BudgetExceeded: it could never fit; says by how much.
+        """
+        if graph.invokes != len(inputs.invokes):
+            raise InputError(f"the graph has {graph.invokes} invokes and was given rows for {len(inputs.invokes)}")
+        table, plan = self._local.placed(graph, inputs, generating=generation is not None)
+        facts = facts_of(graph, plan, table, inputs, generation)
+        runtime = self._local.runtime
+        frame = Frame(graph, plan, named=inputs.named, device=runtime.device, parameter=runtime.parameter)
+        run = ExperimentRun(self._local, table, frame, inputs, generation)
+        rows = [row for own in inputs.invokes for row in own.ids]
+        job = Job(
+            id=number, arrival_s=now_s, prompt_tokens=max(map(len, rows), default=0), user=user,
+            max_new_tokens=0 if generation is None else generation.max_new_tokens, rows=max(len(rows), 1),
+            expected_tokens=expected_tokens,
+        )  # fmt: skip
+        if self.store is not None and facts.why_alone is None:
+            return self._packed_work(job, run, plan, facts, generation)
+        return self._alone_work(job, run, plan, facts, generation)
+
+    def _packed_work(
+        self, job: Job, run: ExperimentRun, plan: Plan, facts: Facts, generation: Generation | None
+    ) -> Work:
+        assert self.store is not None
+        store, most = self.store, job.prompt_tokens + max(job.max_new_tokens - 1, 0)
+        if store.blocks(most) > store.total_blocks:
+            self._too_large(most * store.geometry.token_bytes, most)
+        job.chunkable = not facts.touches_prompt
+        job.recomputable = not (facts.touches_prompt or facts.writes)
+        if not job.recomputable and generation is not None and generation.max_new_tokens:
+            room = max((tier.count for tier in store.tiers), default=0)
+            if store.blocks(most) > room:
+                raise BudgetExceeded(
+                    f"the graph of this request writes or looks at its prompt, so it is never computed again and must "
+                    f"be able to leave the device: that takes {store.blocks(most)} blocks of {self._block_tokens} "
+                    f"tokens off the device, where {room} are; give KVBudget(host=...) "
+                    f"{spelled((store.blocks(most) + 1) * store.pool.block_bytes)}"
+                )
+        table = store.open(job.user)
+        return PackedWork(job, run, plan, facts, store=store, table=table, generation=generation)
+
+    def _too_large(self, size_bytes: int, tokens: int) -> None:
+        budget = self.arenas[0].budget_bytes
+        raise BudgetExceeded(
+            f"this request may come to {tokens} tokens, whose keys and values take {spelled(size_bytes)}; the device "
+            f"has {spelled(budget)} for them: give KVBudget(device=...) more, ask for fewer new tokens, or shorten the "
+            f"prompt"
+        )
+
+    def _alone_work(
+        self, job: Job, run: ExperimentRun, plan: Plan, facts: Facts, generation: Generation | None
+    ) -> Work:
+        job.chunkable = False
+        touched = any(event < len(run.table.events) for forward in plan.forwards for event, _ in forward.actions)
+        job.recomputable = not (touched or run.table.encoder_decoder or len(plan.forwards) != 1)
+        size_bytes = 0
+        if generation is not None and not run.table.plain:
+            token_bytes, besides_bytes = self.cache_sizes
+            tokens = job.prompt_tokens + job.max_new_tokens
+            size_bytes = job.rows * (tokens * token_bytes * (1 + run.table.encoder_decoder) + besides_bytes)
+            if size_bytes > self.arenas[0].budget_bytes:
+                self._too_large(size_bytes, tokens * job.rows)
+        if run.table.encoder_decoder:
+            job.prompt_tokens = 1  # what the decoder reads
+        job.whole_blocks = math.ceil(size_bytes / self._block_bytes)
+        held = Held(size_bytes, self.arenas[0], self._host, self._out, self._back, poison=self._poison)
+        return AloneWork(job, run, plan, facts, held=held, make_room=self._make_room)
+
+    def _make_room(self, size_bytes: int) -> None:
+        """Forget beginnings that nobody uses, where what runs by itself needs their bytes."""
+        if self.store is not None:
+            self.store.make_room(size_bytes)
+
+    # Letting it in.
+
+    def promised(self, work: Work) -> bool:
+        """Keep room off the device for what may not be computed again; whether there is enough now."""
+        if not isinstance(work, PackedWork) or work.job.recomputable or not work.job.max_new_tokens:
+            return True
+        most = work.job.prompt_tokens + work.job.max_new_tokens - 1
+        return work.store.promise(work.table, most)
+
+    def prepare(self, work: Work) -> None:
+        """What needs no forward pass, computed before the first."""
+        if isinstance(work, PackedWork) and work.plan.prelude:
+            with torch.no_grad():
+                work.run.prelude(work.plan)

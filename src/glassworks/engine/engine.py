@@ -1,0 +1,532 @@
+"""An engine: many requests over one model, one iteration at a time, each iteration's company chosen anew.
+
+Before an iteration the scheduler is asked who runs (`schedule`); the memory moves (`memory`); one packed step computes
+the tokens of all that share it, and what cannot share runs by itself (`work`); then tokens are chosen and handed on.
+Nothing here decides: policies do. Nothing here computes: runtimes do.
+
+Surprises:
+- There is no thread. Whoever waits for a reply drives the engine, one iteration at a time, for everybody; several
+  threads take turns.
+- Time is a clock's. On a virtual one an iteration takes the processor's seconds, so that a trace of arrivals means the
+  same on a busy machine.
+"""
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from threading import RLock
+from typing import Any
+
+import torch
+
+from glassworks.engine.admission import Admission
+from glassworks.engine.backend import EngineBackend
+from glassworks.engine.local import HasLocal
+from glassworks.engine.requests import Reply, Request, Timing, Token
+from glassworks.engine.work import AloneWork, PackedWork, Work, frame_bytes
+from glassworks.errors import Cancelled, InputError, ModelError
+from glassworks.graph.backend import Generation, Inputs, Rows
+from glassworks.graph.graph import Graph
+from glassworks.measure.clock import Clock, RealClock, VirtualClock
+from glassworks.measure.table import CostTable
+from glassworks.memory.budget import KVBudget
+from glassworks.memory.kv import KVStore
+from glassworks.memory.links import Link
+from glassworks.run.eager import EagerRuntime
+from glassworks.run.packing import PackedRuntime, Part
+from glassworks.schedule import IterationCost, Predictor, scheduler
+from glassworks.schedule.base import Decision, Job, Limits, Place, Scheduler
+from glassworks.trace.facade import Model
+from glassworks.trace.prompts import prompt_rows
+from glassworks.trace.results import with_results
+
+_PAUSE_S = 1e-4
+"""How long to wait for a copy when nothing else can be done."""
+
+
+@dataclass(slots=True)
+class Stats:
+    """What an engine has done so far.
+
+    Attributes:
+        iterations: scheduled ones. steps: packed forward passes. alone_steps: passes of what runs by itself.
+        prompt_tokens, new_tokens: computed, and made. shared_tokens: of prompts, taken over from others.
+        swaps_out, swaps_in, drops: how often keys and values left, came back, or were forgotten to be computed again.
+        seconds: spent in iterations.
+    """
+
+    iterations: int = 0
+    steps: int = 0
+    alone_steps: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    shared_tokens: int = 0
+    swaps_out: int = 0
+    swaps_in: int = 0
+    drops: int = 0
+    seconds: float = 0.0
+
+
+class Engine:
+    """Runs requests of any length, with graphs or without, over one model that stays as it is.
+
+    Args:
+        model: of `gw.load` or `gw.wrap`; an edited one runs its edits in every request.
+        policy: who goes first: `fcfs`, `srpt`, `srpt-predicted`, `mlfq` or `fair`; or a `Scheduler` of your own.
+        kv: how much memory keys, values and what is saved may take, on each tier.
+        rows: how many requests an iteration has at most. tokens: how many tokens it computes at most; longer prompts
+            are cut into chunks, unless a graph looks at them.
+        block_tokens: tokens in a block of the store.
+        starvation_s: whoever was not served for so long goes first; None: there is no bound.
+        predictor: of lengths, for `srpt-predicted`. cost: measured by `glassworks measure`; what iterations cost is
+            learnt from there on. inner: with `fair`: the policy among the requests of one user.
+        share: whether requests of one user that begin alike compute their beginning once.
+        clock: `VirtualClock` for experiments on schedules. out, back: the links from the device and to it.
+        poison: fill memory that nobody may read with NaN, to show that nobody does.
+
+    Attributes:
+        why_not_packed: why this model's requests share no forward passes; None: they do.
+
+    Raises:
+        InputError: the model is not in this process, or is no model of tokens; an unknown policy.
+        BudgetExceeded: the budget does not hold two blocks.
+
+    Example:
+        engine = gw.Engine(model, kv=gw.KVBudget(device="64MiB", host="256MiB"))
+        for token in engine.submit(gw.Request("The Eiffel Tower is in the city of")):
+            print(token.text, end="", flush=True)
+    """
+
+    def __init__(
+        self, model: Model, *, policy: str | Scheduler = "mlfq", kv: KVBudget | None = None, rows: int = 32,
+        tokens: int = 512, block_tokens: int = 16, starvation_s: float | None = None,
+        predictor: Predictor | None = None, cost: CostTable | None = None, inner: str | None = None, share: bool = True,
+        clock: Clock | None = None, out: Link | None = None, back: Link | None = None, poison: bool = False,
+    ) -> None:  # fmt: skip
+        for name, value in {"rows": rows, "tokens": tokens, "block_tokens": block_tokens}.items():
+            if type(value) is not int or value < 1:
+                raise InputError(f"{name} is an int of at least 1, got {value!r}")
+        if not isinstance(model, Model) or not isinstance(model.backend, HasLocal) or model.table.plain:
+            raise InputError(
+                "an engine runs a language model of this process, of gw.load or gw.wrap; for one that is elsewhere, "
+                "its service has an engine"
+            )
+        self._local = model.backend.local
+        if not isinstance(self._local.runtime, EagerRuntime):
+            raise InputError("an engine runs a model in one piece: load it without stages")
+        self._model, self._core = model, model._core
+        self._share, self._limits = share, Limits(rows=rows, tokens=tokens)
+        self.clock: Clock = RealClock() if clock is None else clock
+        self._timer = time.process_time if isinstance(self.clock, VirtualClock) else time.perf_counter
+        self._cost = IterationCost(cost)
+        self._scheduler = (
+            scheduler(policy, cost=self._cost, starvation_s=starvation_s, predictor=predictor, inner=inner)
+            if isinstance(policy, str)
+            else policy
+        )
+        self.why_not_packed: str | None = None
+        packed: PackedRuntime | None = None
+        try:
+            packed = PackedRuntime(self._local.runtime, model.table)
+        except ModelError as error:
+            self.why_not_packed = str(error)
+        self._packed = packed
+        self._admission = Admission(
+            self._local, model.table, packed, KVBudget() if kv is None else kv, block_tokens=block_tokens,
+            out=out, back=back, poison=poison,
+        )  # fmt: skip
+        self.stats = Stats()
+        self._numbers = itertools.count()
+        self._waiting: deque[Work] = deque()
+        self._works: dict[Job, Work] = {}
+        self._replies: dict[Work, Reply] = {}
+        self._ran: set[Job] = set()
+        self._lock = RLock()
+
+    # What people call.
+
+    def submit(self, request: Request) -> Reply:
+        """Take a request in. Whoever iterates over the reply, or waits for it, drives the engine.
+
+        Raises:
+            InputError: the prompt, the options or the graph cannot be. BudgetExceeded: it could never fit; says by how
+            much.
+        """
+        with self._lock:
+            return self._taken(request, self._work_of(request))
+
+    def run(self, requests: Iterable[Request], *, progress: Callable[[Reply], None] | None = None) -> list[Reply]:
+        """All of them to the end. What ends one before its time is its reply's `error`, and leaves the others alone.
+
+        Args:
+            progress: is called with each reply as it ends.
+
+        Raises:
+            InputError: one of them cannot be; then none has begun.
+        """
+        with self._lock:
+            made = [(request, self._work_of(request)) for request in requests]
+            replies = [self._taken(request, work) for request, work in made]
+        left = list(replies)
+        while left:
+            self._drive(left[0])
+            for reply in [own for own in left if own.done]:
+                left.remove(reply)
+                if progress is not None:
+                    progress(reply)
+        return replies
+
+    def step(self) -> bool:
+        """One iteration; whether there is anything left to do."""
+        with self._lock:
+            return self._iterate()
+
+    def drain(self) -> None:
+        """Run everything that was submitted to its end."""
+        while self.step():
+            pass
+
+    @property
+    def backend(self) -> EngineBackend:
+        """Where `model.on(engine)` runs its blocks."""
+        return EngineBackend(self, self._local)
+
+    def runs(self, model: Model) -> bool:
+        """Whether this is the engine's model, or an edit of it."""
+        return isinstance(model.backend, HasLocal) and model.backend.local is self._local
+
+    @property
+    def store(self) -> KVStore | None:
+        """Keys and values; None if the model is not packed."""
+        return self._admission.store
+
+    @property
+    def arenas(self) -> dict[str, Any]:
+        """By tier: how much is used, and of how much."""
+        return {arena.name: arena for arena in self._admission.arenas}
+
+    @property
+    def pending(self) -> int:
+        """How many requests have not ended."""
+        return len(self._replies)
+
+    def __repr__(self) -> str:
+        packing = "packed" if self.why_not_packed is None else f"one by one: {self.why_not_packed}"
+        tiers = ", ".join(str(arena)[1:-1] for arena in self._admission.arenas)
+        return f"<engine of {self._core.name}, {self.pending} requests under way, {packing}; {tiers}>"
+
+    # Taking in.
+
+    def _work_of(self, request: Request) -> Work:
+        """A request as an experiment that is checked and has not begun."""
+        core = self._core
+        ids = prompt_rows(request.prompt, core.text, vocab=core.table.vocab, positions=core.table.positions)
+        if len(ids) != 1:
+            raise InputError(f"a request has one prompt, got {len(ids)}: make a request of each")
+        if request.stop and core.text is None:
+            raise InputError("stop texts need a tokenizer; this model has none")
+        graph = Graph((), invokes=1) if request.graph is None else request.graph
+        if graph.invokes != 1:
+            raise InputError(f"a request's graph has one invoke, got {graph.invokes}: model.on(engine) takes those")
+        graph = with_results(self._model.with_edits(graph))  # all steps run, whatever the graph needs
+        graph = replace(graph, seed=graph.seed if request.seed is None else request.seed)
+        inputs = Inputs((Rows(ids),), named=request.inputs)
+        generation = Generation(request.max_new_tokens, request.options)
+        return self.work(graph, inputs, generation, user=request.user, expected_tokens=request.expected_tokens)
+
+    def work(
+        self, graph: Graph, inputs: Inputs, generation: Generation | None, *, user: str = "",
+        expected_tokens: float | None = None,
+    ) -> Work:  # fmt: skip
+        """An experiment, checked; see `submit` for what is raised."""
+        with self._lock:
+            return self._admission.work(
+                graph, inputs, generation, number=next(self._numbers), now_s=self.clock.now_s(), user=user,
+                expected_tokens=expected_tokens,
+            )  # fmt: skip
+
+    def _taken(self, request: Request, work: Work) -> Reply:
+        timing = Timing(work.job.arrival_s)
+        reply = Reply(request, timing, drive=lambda: self._drive(reply), cancel=lambda: self._cancel(work))
+        self.add(work, reply)
+        return reply
+
+    def add(self, work: Work, reply: Reply) -> None:
+        """An experiment takes its place among the others."""
+        with self._lock:
+            self._replies[work] = reply
+            self._waiting.append(work)
+
+    def _drive(self, reply: Reply) -> None:
+        with self._lock:
+            if not reply.done:
+                self._iterate()
+
+    def _cancel(self, work: Work) -> None:
+        with self._lock:
+            if work in self._replies:
+                self._fail(work, Cancelled("the request was called off"))
+
+    # One iteration.
+
+    def _iterate(self) -> bool:
+        self._admit()
+        moving = self._poll()
+        if not self._works:
+            return bool(self._waiting) and self._nothing(moving)
+        now_s = self.clock.now_s()
+        decision = self._scheduler.decide(
+            list(self._works), now_s=now_s, limits=self._limits, memory=self._admission.memory()
+        )
+        began = self._timer()
+        self._move(decision)
+        ran, context, prefill = self._perform(decision.run)
+        seconds = max(self._timer() - began, 1e-9)
+        self.clock.advance(seconds)
+        self.stats.iterations += 1
+        self.stats.seconds += seconds
+        if ran:
+            self._cost.observe(rows=len(ran), context_tokens=context, prefill_tokens=prefill, seconds=seconds)
+            self._account(ran, seconds)
+        elif not (decision.leave or decision.come or decision.drop):
+            return self._nothing(moving)
+        return bool(self._replies)
+
+    def _admit(self) -> None:
+        """Take in what came, in order, as long as what it must be promised is there."""
+        now_s = self.clock.now_s()
+        while self._waiting:
+            work = self._waiting[0]
+            if work not in self._replies:
+                self._waiting.popleft()
+                continue
+            try:
+                if not self._admission.promised(work):
+                    return
+                self._admission.prepare(work)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's
+                self._waiting.popleft()
+                self._fail(work, error)
+                continue
+            self._waiting.popleft()
+            self._works[work.job] = work
+            self._scheduler.arrive(work.job, now_s)
+
+    def _poll(self) -> bool:
+        """Let copies that have ended count; whether others are under way."""
+        moving = self._admission.store is not None and self._admission.store.poll()
+        for work in self._works.values():
+            if isinstance(work, AloneWork):
+                moving = work.poll() or moving
+            work.observe()
+        return moving
+
+    def _nothing(self, moving: bool) -> bool:
+        """Nothing can run now: a copy has to end first."""
+        if not moving:
+            stuck = ", ".join(f"{job.place.value} with {job.held_blocks} blocks" for job in self._works)
+            raise ModelError(f"the engine has requests, and none can run: {stuck}; this is a defect of Glassworks")
+        self.clock.sleep(_PAUSE_S)
+        return True
+
+    def _move(self, decision: Decision) -> None:
+        now_s = self.clock.now_s()
+        for job in decision.drop:
+            if job.place in (Place.DEVICE, Place.HOST) and job.recomputable:
+                work = self._works[job]
+                self._timing(work).recomputed_tokens += job.computed_tokens
+                work.drop()
+                work.observe()
+                self._scheduler.arrive(job, now_s)
+                self.stats.drops += 1
+        for job in decision.leave:
+            if job.place is Place.DEVICE and self._works[job].leave():
+                self._timing(self._works[job]).swapped += 1
+                self.stats.swaps_out += 1
+        self._poll()
+        for job in decision.come:
+            if job.place is Place.HOST and self._works[job].come():
+                self.stats.swaps_in += 1
+        self._poll()
+
+    def _perform(self, run: Sequence[tuple[Job, int]]) -> tuple[list[Job], int, int]:
+        """Compute; gives who ran, how many tokens they attended to, and how many tokens of prompts there were."""
+        parts: list[tuple[PackedWork, Part, bool]] = []
+        alone: list[AloneWork] = []
+        ran, context, prefill = [], 0, 0
+        for job, count in run:
+            work = self._works[job]
+            if job.place not in (Place.NOWHERE, Place.DEVICE):
+                continue  # still on its way
+            try:
+                if isinstance(work, PackedWork):
+                    if not work.table.tokens:
+                        self._adopt(work)
+                    made = work.part(count)
+                    if made is None:
+                        continue
+                    parts.append((work, *made))
+                    tokens = len(made[0].ids)
+                else:
+                    assert isinstance(work, AloneWork)
+                    if not work.start():
+                        continue
+                    alone.append(work)
+                    tokens = job.pending_tokens
+            except Exception as error:  # noqa: BLE001
+                self._fail(work, error)
+                continue
+            ran.append(job)
+            context += job.computed_tokens
+            prefill += tokens if tokens > 1 else 0
+        if parts:
+            self._packed_step(parts)
+        for own in alone:
+            self._alone_step(own)
+        return ran, context, prefill
+
+    def _adopt(self, work: PackedWork) -> None:
+        if not self._share:
+            return
+        shared = work.adopt()
+        self._timing(work).shared_tokens += shared
+        self.stats.shared_tokens += shared
+
+    def _packed_step(self, parts: Sequence[tuple[PackedWork, Part, bool]]) -> None:
+        assert self._packed is not None
+        assert self._admission.store is not None
+        try:
+            returned = self._packed.step([part for _, part, _ in parts], self._admission.store)
+        except Exception as error:  # noqa: BLE001 - the model itself failed
+            for work, _, _ in parts:
+                self._fail(work, error)
+            return
+        self.stats.steps += 1
+        for k, failure in returned.failures.items():
+            self._fail(parts[k][0], failure)
+        chosen = self._chosen(parts, returned.logits, returned.failures)
+        for k, (work, part, ends) in enumerate(parts):
+            self.stats.prompt_tokens += len(part.ids) if len(part.ids) > 1 else 0
+            if k in returned.failures or not ends:
+                continue
+            try:
+                work.took(chosen.get(k))
+                self._hand_on(work, None if returned.logits is None else returned.logits[k])
+            except Exception as error:  # noqa: BLE001
+                self._fail(work, error)
+
+    def _chosen(
+        self, parts: Sequence[tuple[PackedWork, Part, bool]], logits: Sequence[torch.Tensor] | None, failures: Any
+    ) -> dict[int, int]:
+        """The next token of each part that has one: the plain ones together."""
+        wanted = [k for k, (work, _, ends) in enumerate(parts) if ends and work.rows.samples and k not in failures]
+        if logits is None or not wanted:
+            return {}
+        plain = [k for k in wanted if parts[k][0].rows.sampler.is_argmax]
+        chosen: dict[int, int] = {}
+        if plain:
+            last = torch.stack([logits[k][-1] for k in plain])
+            chosen.update(zip(plain, last.float().argmax(-1).tolist(), strict=True))
+        for k in set(wanted) - set(plain):
+            try:
+                [chosen[k]] = parts[k][0].rows.chosen(logits[k][-1:])
+            except Exception as error:  # noqa: BLE001
+                failures[k] = error
+                self._fail(parts[k][0], error)
+        return chosen
+
+    def _alone_step(self, work: AloneWork) -> None:
+        try:
+            work.step()
+            self.stats.alone_steps += 1
+            self._hand_on(work, None)
+        except Exception as error:  # noqa: BLE001
+            self._fail(work, error)
+
+    # What came.
+
+    def _hand_on(self, work: Work, logits: torch.Tensor | None) -> None:
+        """Hand on new tokens, see whether a stop text has come, count what is held, and end what has ended."""
+        reply = self._replies[work]
+        new = work.new[work.reported :]
+        work.reported += len(new)
+        self.stats.new_tokens += len(new)
+        for token in new:
+            if reply.timing.first_token_s is None:
+                reply.timing.first_token_s = self.clock.now_s()
+            reply.add(Token(token, self._text_of(reply, token), self._logprobs(reply, token, logits)))
+        text = self._stopped(reply) if new else None
+        self._count_frame(work)
+        if isinstance(work, PackedWork) and (work.ended or len(work.new) == 1):
+            work.publish()
+        if work.ended or text is not None:
+            found = work.results()
+            self._end(work)
+            reply.end(saves=found, logs=found.logs, text=text, now_s=self.clock.now_s())
+
+    def _text_of(self, reply: Reply, token: int) -> str:
+        """The text that a token adds; a part of a character waits for the rest of it."""
+        text = self._core.text
+        if text is None:
+            return ""
+        whole = text.decode([*reply.tokens, token])
+        return "" if whole.endswith("\N{REPLACEMENT CHARACTER}") else whole[len(reply.text) :]
+
+    def _stopped(self, reply: Reply) -> str | None:
+        """The text before the first stop text, if one has come."""
+        found = [at for stop in reply.request.stop if (at := reply.text.find(stop)) >= 0]
+        return reply.text[: min(found)] if found else None
+
+    def _logprobs(self, reply: Reply, token: int, logits: torch.Tensor | None) -> dict[int, float]:
+        count = reply.request.logprobs
+        if not count or logits is None:
+            return {}
+        own = logits[-1].float().log_softmax(-1)
+        best = own.topk(min(count, len(own)))
+        return {token: float(own[token]), **dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))}
+
+    def _count_frame(self, work: Work) -> None:
+        """What a graph has saved so far counts in the budget of the host, or of the device if there is no other."""
+        if not work.run.frame.nodes:
+            return
+        size = frame_bytes(work)
+        arena = self._admission.frames
+        if size > work.frame_bytes:
+            arena.take(size - work.frame_bytes, "what the graph of a request has saved")
+        else:
+            arena.give(work.frame_bytes - size)
+        work.frame_bytes = size
+
+    def _account(self, ran: Sequence[Job], seconds: float) -> None:
+        now_s = self.clock.now_s()
+        for job in ran:
+            work = self._works.get(job)
+            if work is not None:
+                work.observe()
+                self._scheduler.charge(job, seconds, now_s)
+        runs = set(ran)
+        for job in self._ran - runs:
+            if job in self._works:
+                self._timing(self._works[job]).preempted += 1
+        self._ran = runs
+
+    # Ending.
+
+    def _timing(self, work: Work) -> Timing:
+        return self._replies[work].timing
+
+    def _end(self, work: Work) -> None:
+        self._works.pop(work.job, None)
+        self._replies.pop(work)
+        self._scheduler.finish(work.job, self.clock.now_s())
+        self._admission.frames.give(work.frame_bytes)
+        work.frame_bytes = 0
+        work.close()
+
+    def _fail(self, work: Work, error: Exception) -> None:
+        reply = self._replies.get(work)
+        if reply is not None:
+            self._end(work)
+            reply.fail(error, self.clock.now_s())

@@ -1,0 +1,71 @@
+"""What a graph allows an engine to do with its request: static properties, read off its plan.
+
+- A graph that touches step 0 sees its prompt whole: it is not cut into chunks, takes over no beginning that somebody
+  else computed, and is never computed again (its nodes run once).
+- A graph that writes shapes the keys and values that follow: they are swapped, never computed again, and nobody else
+  takes them over.
+- Only what is one row of tokens in one forward pass shares a packed step; the rest runs by itself, between others.
+"""
+
+from dataclasses import dataclass
+
+from glassworks.graph.backend import Generation, Inputs
+from glassworks.graph.flow import WRITES
+from glassworks.graph.graph import Graph
+from glassworks.graph.nodes import Node
+from glassworks.graph.place import Plan
+from glassworks.graph.sites import SiteTable
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Of one experiment.
+
+    Attributes:
+        touches_prompt: it looks at step 0, or writes there. writes: it changes what the model computes, at any step.
+        why_alone: why it shares no forward pass with others; None: it does.
+    """
+
+    touches_prompt: bool
+    writes: bool
+    why_alone: str | None
+
+
+def facts_of(graph: Graph, plan: Plan, table: SiteTable, inputs: Inputs, generation: Generation | None) -> Facts:
+    """The facts of a graph on given rows."""
+    touched = [
+        n for forward in plan.forwards for event, own in forward.actions if event < len(table.events) for n in own
+    ]
+    nodes = graph.nodes
+    return Facts(
+        touches_prompt=any(_at_prompt(plan, n) for n in touched),
+        writes=any(nodes[n].kind in WRITES for n in touched),
+        why_alone=_why_alone(graph, plan, table, inputs, generation, [nodes[n] for n in touched]),
+    )
+
+
+def _at_prompt(plan: Plan, n: int) -> bool:
+    scope = plan.steps[n]
+    return scope is None or scope[0] == 0
+
+
+def _why_alone(
+    graph: Graph, plan: Plan, table: SiteTable, inputs: Inputs, generation: Generation | None, touched: list[Node]
+) -> str | None:
+    if table.plain:
+        return "its model reads no tokens"
+    if len(inputs.invokes) != 1 or len(inputs.invokes[0].ids) != 1:
+        return "it has several rows"
+    if len(plan.forwards) != 1:
+        return "it takes several forward passes"
+    if inputs.invokes[0].kwargs:
+        return "it has arguments for the model"
+    if generation is not None and generation.options.get("num_beams", 1) != 1:
+        return "it searches with beams"
+    if plan.forwards[0].has_backward:
+        return "it takes derivatives"
+    for node in touched:
+        site = table.sites.get(node.target) if node.kind in ("read", *WRITES) else None
+        if site is not None and not (site.can_be_shared and site.has_rows):
+            return f"rows cannot be told apart at {node.target}"
+    return None
