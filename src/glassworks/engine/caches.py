@@ -13,7 +13,7 @@ import torch
 
 from glassworks.memory.arena import Arena
 from glassworks.memory.links import Fence, Link
-from glassworks.run.eager import EagerRuntime
+from glassworks.run.eager import EagerRuntime, state_name
 
 _Place = tuple[Any, Any]
 """What holds a tensor, and under which name, key or index."""
@@ -62,12 +62,7 @@ def _after(runtime: EagerRuntime, tokens: int, vocab: int) -> int:
     extra = {"decoder_input_ids": ids} if getattr(config, "is_encoder_decoder", False) else {}
     with torch.no_grad():
         returned = runtime.module(input_ids=ids, use_cache=True, **extra)
-    return size_of(_state(returned))
-
-
-def _state(returned: Any) -> Any:
-    """What a model wants back at the next step."""
-    return returned.get("past_key_values", returned.get("cache_params"))
+    return size_of(returned.get(state_name(returned)))
 
 
 class Held:

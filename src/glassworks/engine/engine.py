@@ -44,6 +44,8 @@ from glassworks.trace.results import with_results
 
 _PAUSE_S = 1e-4
 """How long to wait for a copy when nothing else can be done."""
+_PATIENCE = 1000
+"""Iterations in a row in which nothing runs, moves or is dropped."""
 
 
 @dataclass(slots=True)
@@ -143,6 +145,7 @@ class Engine:
         self._works: dict[Job, Work] = {}
         self._replies: dict[Work, Reply] = {}
         self._ran: set[Job] = set()
+        self._idle = 0
         self._lock = RLock()
 
     # What people call.
@@ -288,6 +291,7 @@ class Engine:
         self.stats.iterations += 1
         self.stats.seconds += seconds
         if ran:
+            self._idle = 0
             self._cost.observe(rows=len(ran), context_tokens=context, prefill_tokens=prefill, seconds=seconds)
             self._account(ran, seconds)
         elif not (decision.leave or decision.come or decision.drop):
@@ -324,8 +328,9 @@ class Engine:
         return moving
 
     def _nothing(self, moving: bool) -> bool:
-        """Nothing can run now: a copy has to end first."""
-        if not moving:
+        """Nothing ran: a copy has to end first, or a scheduler let everybody wait."""
+        self._idle = 0 if moving else self._idle + 1
+        if self._idle > _PATIENCE:
             stuck = ", ".join(f"{job.place.value} with {job.held_blocks} blocks" for job in self._works)
             raise ModelError(f"the engine has requests, and none can run: {stuck}; this is a defect of Glassworks")
         self.clock.sleep(_PAUSE_S)

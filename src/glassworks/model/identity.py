@@ -194,7 +194,7 @@ def unembed_is_plain(module: nn.Module, table: SiteTable) -> bool:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-6, atol=1e-6)
+    return one.shape == other.shape and torch.allclose(one.double(), other.double(), rtol=1e-6, atol=1e-6)
 
 
 def layer_names(table: SiteTable, stack: str) -> list[str]:

@@ -50,7 +50,8 @@ class EagerRuntime:
         else:
             returned = self._watched(args, inputs, interpreters)
         if cache is not None and returned is not None:
-            cache["past_key_values"] = returned["past_key_values"]
+            name = state_name(returned)
+            cache[name] = returned[name]
         return returned
 
     def _watched(self, args: Sequence[Any], inputs: Mapping[str, Any], interpreters: Sequence[Interpreter]) -> Any:
@@ -71,6 +72,11 @@ class EagerRuntime:
                     raise ModelError("this model has no logits to unembed to")
                 return self.unembed(*args)
             return self.modules.current(path)(*args, **kwargs)
+
+
+def state_name(returned: Any) -> str:
+    """What a family calls what it wants back at the next step: keys and values, or the state of a recurrence."""
+    return next((name for name in ("past_key_values", "cache_params") if name in returned), "past_key_values")
 
 
 class Watch:

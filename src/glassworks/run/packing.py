@@ -206,7 +206,7 @@ class PackedRuntime:
         device = self.eager.device
         given: dict[str, Any] = {"use_cache": False}
         every = kept is None or len(kept) == len(ids)
-        at = None if every else torch.tensor(kept, device=device)
+        at = None if every else torch.tensor(kept, dtype=torch.long, device=device)
         if self._takes_logits and at is not None:
             given["logits_to_keep"] = at
         tokens = torch.tensor([ids], device=device)
