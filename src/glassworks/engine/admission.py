@@ -37,8 +37,9 @@ class Admission:
 
     def __init__(
         self, local: LocalBackend, table: SiteTable, packed: PackedRuntime | None, budget: KVBudget, *,
-        block_tokens: int, out: Link | None, back: Link | None, poison: bool,
+        rows: int, block_tokens: int, out: Link | None, back: Link | None, poison: bool,
     ) -> None:  # fmt: skip
+        self._rows = rows
         self._local, self._table, self._block_tokens, self._poison = local, table, block_tokens, poison
         device = local.runtime.device or torch.device("cpu")
         self._out, self._back = out or link_for(device), back or link_for(device)
@@ -99,7 +100,7 @@ class Admission:
         rows = [row for own in inputs.invokes for row in own.ids]
         job = Job(
             id=number, arrival_s=now_s, prompt_tokens=max(map(len, rows), default=0), user=user,
-            max_new_tokens=0 if generation is None else generation.max_new_tokens, rows=max(len(rows), 1),
+            max_new_tokens=0 if generation is None else generation.max_new_tokens, rows=min(len(rows), self._rows),
             expected_tokens=expected_tokens,
         )  # fmt: skip
         if self.store is not None and facts.why_alone is None:
@@ -145,9 +146,10 @@ class Admission:
         if generation is not None and not run.table.plain:
             token_bytes, besides_bytes = self.cache_sizes
             tokens = job.prompt_tokens + job.max_new_tokens
-            size_bytes = job.rows * (tokens * token_bytes * (1 + run.table.encoder_decoder) + besides_bytes)
+            rows = sum(len(own.ids) for own in run.inputs.invokes)
+            size_bytes = rows * (tokens * token_bytes * (1 + run.table.encoder_decoder) + besides_bytes)
             if size_bytes > self.arenas[0].budget_bytes:
-                self._too_large(size_bytes, tokens * job.rows)
+                self._too_large(size_bytes, tokens * rows)
         if run.table.encoder_decoder:
             job.prompt_tokens = 1  # what the decoder reads
         job.whole_blocks = math.ceil(size_bytes / self._block_bytes)

@@ -136,7 +136,7 @@ class Engine:
             self.why_not_packed = str(error)
         self._packed = packed
         self._admission = Admission(
-            self._local, model.table, packed, KVBudget() if kv is None else kv, block_tokens=block_tokens,
+            self._local, model.table, packed, KVBudget() if kv is None else kv, rows=rows, block_tokens=block_tokens,
             out=out, back=back, poison=poison,
         )  # fmt: skip
         self.stats = Stats()
