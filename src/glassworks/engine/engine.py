@@ -25,7 +25,7 @@ from glassworks.engine.admission import Admission
 from glassworks.engine.backend import EngineBackend
 from glassworks.engine.local import HasLocal
 from glassworks.engine.requests import Reply, Request, Timing, Token
-from glassworks.engine.work import AloneWork, PackedWork, Work, frame_bytes
+from glassworks.engine.work import AloneWork, PackedWork, Work
 from glassworks.errors import Cancelled, InputError, ModelError
 from glassworks.graph.backend import Generation, Inputs, Rows
 from glassworks.graph.graph import Graph
@@ -350,11 +350,13 @@ class Engine:
             if job.place is Place.DEVICE and self._works[job].leave():
                 self._timing(self._works[job]).swapped += 1
                 self.stats.swaps_out += 1
-        self._poll()
+        if decision.leave or decision.drop:
+            self._poll()
         for job in decision.come:
             if job.place is Place.HOST and self._works[job].come():
                 self.stats.swaps_in += 1
-        self._poll()
+        if decision.come:
+            self._poll()
 
     def _perform(self, run: Sequence[tuple[Job, int]]) -> tuple[list[Job], int, int]:
         """Compute; gives who ran, how many tokens they attended to, and how many tokens of prompts there were."""
@@ -494,9 +496,9 @@ class Engine:
 
     def _count_frame(self, work: Work) -> None:
         """What a graph has saved so far counts in the budget of the host, or of the device if there is no other."""
-        if not work.run.frame.nodes:
+        if not work.facts.touches:
             return
-        size = frame_bytes(work)
+        size = work.frame_size.now_bytes(work)
         arena = self._admission.frames
         if size > work.frame_bytes:
             arena.take(size - work.frame_bytes, "what the graph of a request has saved")

@@ -22,10 +22,11 @@ class Facts:
     """Of one experiment.
 
     Attributes:
-        touches_prompt: it looks at step 0, or writes there. writes: it changes what the model computes, at any step.
+        touches: it looks at some step, or writes there. touches_prompt: that is step 0. writes: it changes what the model computes, at any step.
         why_alone: why it shares no forward pass with others; None: it does.
     """
 
+    touches: bool
     touches_prompt: bool
     writes: bool
     why_alone: str | None
@@ -38,6 +39,7 @@ def facts_of(graph: Graph, plan: Plan, table: SiteTable, inputs: Inputs, generat
     ]
     nodes = graph.nodes
     return Facts(
+        touches=bool(touched),
         touches_prompt=any(_at_prompt(plan, n) for n in touched),
         writes=any(nodes[n].kind in WRITES for n in touched),
         why_alone=_why_alone(graph, plan, table, inputs, generation, [nodes[n] for n in touched]),

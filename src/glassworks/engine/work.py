@@ -5,7 +5,7 @@ performs what the engine was told to do with it, and knows nothing of the others
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class Work(ABC):
     def __init__(self, job: Job, run: ExperimentRun, plan: Plan, facts: Facts) -> None:
         self.job, self.run, self.plan, self.facts = job, run, plan, facts
         self.reported = self.frame_bytes = 0
+        self.frame_size = FrameSize()
         self.ended = False
 
     @property
@@ -223,21 +224,34 @@ class AloneWork(Work):
         self._held.release()
 
 
-def frame_bytes(work: Work) -> int:
-    """What an experiment holds between two steps besides keys and values: saves, and values that later steps need."""
-    frame = work.run.frame
-    seen: dict[int, int] = {}
-    waiting: list[Any] = [frame.saves, frame.values, frame.history, work.run.rows and _states(work.run.rows)]
-    while waiting:
-        own = waiting.pop()
-        if isinstance(own, torch.Tensor):
-            seen[own.data_ptr()] = own.nbytes
-        elif isinstance(own, dict):
-            waiting.extend(own.values())
-        elif isinstance(own, Sequence) and not isinstance(own, str):
-            waiting.extend(own)
-    return sum(seen.values())
+class FrameSize:
+    """What an experiment holds between two steps besides keys and values: saves, and values that later steps need.
+
+    Entries of a save are looked at once: they stay what they are.
+    """
+
+    def __init__(self) -> None:
+        self._counted: dict[str, tuple[int, int]] = {}
+
+    def now_bytes(self, work: Work) -> int:
+        """Bytes now."""
+        frame, rows = work.run.frame, work.run.rows
+        states = None if rows is None or rows.interpreter is None else rows.interpreter.states
+        kept = sum(self._saved(name, value) for name, value in frame.saves.items())
+        return kept + _size([*frame.values, frame.history, states])
+
+    def _saved(self, name: str, value: Any) -> int:
+        if not isinstance(value, list):
+            return _size(value)
+        count, size = self._counted.get(name, (0, 0))
+        size += _size(value[count:])
+        self._counted[name] = len(value), size
+        return size
 
 
-def _states(rows: Generating) -> Any:
-    return {} if rows.interpreter is None else rows.interpreter.states
+def _size(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list | tuple) else 0

@@ -81,6 +81,7 @@ class KVStore:
         self.out, self.back = out or SameMemory(), back or SameMemory()
         self.prefixes = PrefixIndex()
         self._users: Counter[int] = Counter()
+        self._doubles = 0  # uses of blocks beyond the first of each
         self._moving: list[Table] = []
 
     # What there is.
@@ -106,6 +107,8 @@ class KVStore:
 
     def own_blocks(self, table: Table) -> int:
         """Blocks that would be free if this table let go of them."""
+        if not self._doubles:
+            return len(table.blocks)
         return sum(self._users[block] == 1 for block in table.blocks)
 
     # Tables.
@@ -151,6 +154,7 @@ class KVStore:
         for block in blocks:
             self._users[block] -= 1
         unused = [block for block in blocks if not self._users[block]]
+        self._doubles -= len(blocks) - len(unused)
         for block in unused:
             del self._users[block]
             if self.prefixes.is_known(block):
@@ -251,6 +255,7 @@ class KVStore:
         found = self.prefixes.find(block_keys(ids[:-1], self.block_tokens, owner=table.owner, shaped_by=shaped_by))
         for block in found:
             self.prefixes.wake(block)
+        self._doubles += sum(self._users[block] > 0 for block in found)
         self._users.update(found)
         table.blocks, table.tokens = list(found), len(found) * self.block_tokens
         table.shared = table.tokens

@@ -19,7 +19,7 @@ from glassworks.memory.blocks import Pool
 from glassworks.model.attention import LISTENING, Listener, ShownSoftmax, eager
 from glassworks.run.interpret import Interpreter
 
-_WASTE = 1.5
+_WASTE = 2.0
 """Rows are gathered together while the longest has at most so many times the blocks of the shortest."""
 
 
