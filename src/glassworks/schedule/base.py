@@ -43,6 +43,7 @@ class Job:
             no other job shares, which leaving sets free.
         level, used_s, queued: a policy's: its queue, the time it has used there, its turn in it.
         last_served_s: when it last ran; its arrival at first. served: in how many iterations since it last came back.
+        kept_tokens: how many it had produced when it was last dropped; 0: never.
     """
 
     id: int
@@ -65,6 +66,7 @@ class Job:
     queued: int = 0
     last_served_s: float = field(default=-1.0)
     served: int = 0
+    kept_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.last_served_s < 0:
