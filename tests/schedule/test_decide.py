@@ -4,11 +4,11 @@ import copy
 
 import pytest
 from hypothesis import given, settings
-from schedule.tables import check, tables
 
 from glassworks.schedule import NAMES, scheduler
 from glassworks.schedule.base import UNLIMITED, Job, Limits, Memory, Place
 from glassworks.schedule.decide import decide
+from schedule.tables import check, tables
 
 
 def plain(order, **more):

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from schedule.watched import EVEN, Watched, requests, watched
 
 from glassworks.errors import GlassworksError
 from glassworks.measure.table import CostTable
@@ -11,6 +10,7 @@ from glassworks.schedule.arrivals import arrivals
 from glassworks.schedule.base import Decision
 from glassworks.schedule.cost import IterationCost
 from glassworks.schedule.simulate import simulate
+from schedule.watched import EVEN, Watched, requests, watched
 
 BLIND = [name for name in NAMES if name != "srpt"]
 ROWS = 8
@@ -18,7 +18,9 @@ ROWS = 8
 
 def linear(**more):
     """Costs without a share for the iteration itself: work then takes the same time in any company."""
-    return CostTable.of_iterations(**{"iteration_s": 0, "row_s": 1e-3, "context_token_s": 0, "prefill_token_s": 1e-4} | more)
+    return CostTable.of_iterations(
+        **{"iteration_s": 0, "row_s": 1e-3, "context_token_s": 0, "prefill_token_s": 1e-4} | more
+    )
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,11 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schedule.watched import EVEN, STEP_S, requests, watched
 
 from glassworks.errors import InputError
 from glassworks.schedule import scheduler
 from glassworks.schedule.simulate import simulate
+from schedule.watched import EVEN, STEP_S, requests, watched
 
 ROWS, BOUND_S = 4, 0.2
 
@@ -39,7 +39,8 @@ def test_without_it_one_starves():
 
 @settings(max_examples=30, deadline=None)
 @given(
-    rows=st.integers(1, 5), bound_s=st.sampled_from([0.05, 0.1, 0.3]), lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    rows=st.integers(1, 5), bound_s=st.sampled_from([0.05, 0.1, 0.3]),
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),
     policy=st.sampled_from(["fcfs", "mlfq", "srpt-predicted", "fair"]), prompt=st.integers(1, 400),
 )  # fmt: skip
 def test_as_many_as_rows_past_the_bound_are_served_at_once(rows, bound_s, lengths, policy, prompt):

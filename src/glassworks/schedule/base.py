@@ -119,13 +119,14 @@ class Decision:
 
 
 class Scheduler(Protocol):
-    """Decides. Whoever performs the decisions keeps places, blocks and tokens of the jobs; a scheduler keeps the rest."""
+    """Decides. Whoever performs the decisions (drop, leave, come, then run) keeps the jobs' places, blocks and tokens;
+    the scheduler keeps the rest."""
 
     def arrive(self, job: Job, now_s: float) -> None:
         """A job has come, or has come back after it was dropped."""
 
     def charge(self, job: Job, seconds: float, now_s: float) -> None:
-        """A job took part in an iteration of `seconds`, which ended at `now_s`."""
+        """A job took part in an iteration of `seconds`, which ended at `now_s`. Its tokens are counted already."""
 
     def finish(self, job: Job, now_s: float) -> None:
         """A job has ended, whatever the way."""
