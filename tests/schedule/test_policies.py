@@ -8,6 +8,7 @@ from glassworks.schedule.base import Job
 from glassworks.schedule.cost import OPT_13B, IterationCost
 from glassworks.schedule.fair import Fair
 from glassworks.schedule.fcfs import Fcfs
+from glassworks.schedule.lengths import Learned
 from glassworks.schedule.mlfq import Mlfq
 from glassworks.schedule.predicted import Predicted
 from glassworks.schedule.simulate import simulate
@@ -130,6 +131,15 @@ def test_a_job_that_is_computed_again_pays_once():
         job.computed_tokens, job.produced_tokens = computed, 1
         policy.charge(job, 0.1)
     assert policy.received["a"] == 52
+
+
+def test_lengths_learned_from_what_ended_serve_the_policy():
+    """Users whose answers differ: after a few, the short ones go first."""
+    jobs = [(0.05 * n, 8, *((40, "long") if n % 2 else (4, "short"))) for n in range(300)]
+    learned, asked = Learned(), requests(jobs)
+    runs = {p: simulate(asked, policy=p, cost=EVEN, rows=4, predictor=learned) for p in ("srpt-predicted", "fcfs")}
+    assert runs["srpt-predicted"].mean_latency_s < 0.8 * runs["fcfs"].mean_latency_s
+    assert learned.predict(8, 100, "short") == pytest.approx(4, rel=0.2)
 
 
 def test_names_are_checked():
