@@ -10,7 +10,7 @@ from glassworks.schedule import NAMES
 from glassworks.schedule.simulate import simulate
 from glassworks.schedule.store import LimitedKV
 from schedule.tables import check
-from schedule.watched import EVEN, Watched, requests, watched
+from schedule.watched import EVEN, STEP_S, Watched, requests, watched
 
 
 class Checked(Watched):
@@ -43,6 +43,7 @@ def test_all_end_and_the_budget_is_never_exceeded(asked, policy, rows, tokens, b
     made = Checked(watched(policy, starvation_s=bound_s))
     report = simulate(workload, policy=made, rows=rows, tokens=tokens, kv=kv, cost=EVEN)
     assert report.peak_blocks <= kv.device_blocks
+    assert report.swaps <= len(made.charges) / 2 + len(workload)
     assert [made.ends[n].produced_tokens for n in range(len(workload))] == workload.output_tokens.tolist()
     assert all(memory.free_blocks >= 0 and memory.host_free_blocks >= 0 for _, _, memory, _ in made.decisions)
 
@@ -59,6 +60,21 @@ def test_no_thrashing(link, bound_s):
     report = simulate(loop(), policy=made, rows=1, cost=EVEN, kv=LimitedKV(13, 100, 16, link))
     assert report.swaps > 0
     assert report.swaps <= len(made.charges) / 4, "each swap is paid by four iterations at least"
+
+
+def test_jobs_about_to_starve_are_fetched_ahead_of_need():
+    """Two long jobs and short ones that nearly fill rows and blocks, a slow link: the fetching shortens the waits."""
+    waits = {}
+    for ahead in (True, False):
+        made = watched("mlfq", starvation_s=0.5)
+        if not ahead:
+            made.inner._due = lambda *_: []
+        short = [(2.5 * STEP_S * n, 16, 8) for n in range(200)]
+        asked = requests([(0.0, 100, 60), (0.0, 100, 60), *short])
+        simulate(asked, policy=made, rows=4, cost=EVEN, kv=LimitedKV(22, 100, 16, 100.0))
+        waits[ahead] = max(made.longest_waits_s().values())
+    assert waits[True] < 0.9 * waits[False]
+    assert waits[True] < 1.0, "newcomers that were served once hold no blocks against the others"
 
 
 def test_a_job_that_is_dropped_gets_on_in_between():

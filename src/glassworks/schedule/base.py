@@ -43,7 +43,7 @@ class Job:
             no other job shares, which leaving sets free.
         level, used_s, queued: a policy's: its queue, the time it has used there, its turn in it.
         last_served_s: when it last ran; its arrival at first. served: in how many iterations since it last came back.
-        kept_tokens: how many it had produced when it was last dropped; 0: never.
+        kept_tokens: how many it had produced when it was last dropped; negative: it never was.
     """
 
     id: int

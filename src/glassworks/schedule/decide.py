@@ -38,10 +38,10 @@ def decide(
     what newcomers are likely to need.
     """
     batch = _Batch(order, limits, memory, waits_s, starving)
-    if not memory.instant:
-        for job in due:
-            batch.fetch(-1, job, 1)
     batch.fill()
+    if not memory.instant:
+        for job in due:  # after those that run have their blocks: only what stands idle makes room for them
+            batch.fetch(-1, job, 1)
     if batch.stuck():
         batch.force()
     if memory.total_blocks != UNLIMITED and not memory.instant:

@@ -44,9 +44,11 @@ class PolicyScheduler:
 
     def arrive(self, job: Job, now_s: float) -> None:
         """Takes a job in; one that was dropped keeps its place in the policy, for it has used its time."""
-        job.served, job.kept_tokens = 0, job.produced_tokens
         if job.id in self._known:
+            job.served, job.kept_tokens = 0, job.produced_tokens
             return
+        # Who has never left may: else newcomers, parked after one token each, would hold the store against all others.
+        job.served, job.kept_tokens = SPARED, -SPARED
         self._known.add(job.id)
         self._arrived_tokens += job.prompt_tokens * job.rows
         if self._predictor is not None and job.expected_tokens is None:

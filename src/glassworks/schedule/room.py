@@ -2,8 +2,8 @@
 
 A job that lacks blocks takes them from residents behind it in the order: those that will run again last leave first,
 for the host while it has room; what is still lacking is made up by dropping, fewest tokens first. Residents that have
-not been served a few times since they came are spared, and none is dropped that has not produced a few tokens since it
-began, or was dropped before: computing again cannot go on for ever. Knows nothing of policies: it is given an order,
+not been served a few times since they came back are spared, and none is dropped again that has not produced a few
+tokens since: computing again cannot go on for ever. Knows nothing of policies: it is given an order,
 and how long each job in it expects to wait.
 
 Surprises: a job that has to wait for blocks keeps its claim on them, so that those behind it do not take them. One that
