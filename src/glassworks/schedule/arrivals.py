@@ -51,12 +51,15 @@ def pareto(least: float, shape: float, *, most: int = 2048) -> Draw:
 
 KINDS: dict[str, tuple[Draw, Draw]] = {
     "chat": (log_normal(161, 1.0), log_normal(338, 0.87)),
-    "lognormal": (log_normal(161, 1.0), log_normal(250, 2.0)),
+    "lognormal": (log_normal(161, 1.0), log_normal(250, 2.0, most=4096)),
     "short": (log_normal(19, 0.6), log_normal(58, 1.23)),
     "heavy": (log_normal(161, 1.0), pareto(40, 1.2)),
     "long-input": (log_normal(1000, 0.8), log_normal(60, 0.48)),
 }
-"""Prompt and output lengths: like ShareGPT, widely spread outputs, like Alpaca, a power law, documents summed up."""
+"""Prompt and output lengths: like ShareGPT, widely spread outputs, like Alpaca, a power law, documents summed up.
+
+Clipping at 4096 leaves the spread outputs a mean of 245 and a cv of 1.7; at 2048 it would be 233 and 1.45.
+"""
 
 
 @dataclass(frozen=True, eq=False)

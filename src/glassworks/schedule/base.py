@@ -43,6 +43,7 @@ class Job:
             no other job shares, which leaving sets free.
         level, used_s, queued: a policy's: its queue, the time it has used there, its turn in it.
         last_served_s: when it last ran; its arrival at first. served: in how many iterations since it last came back.
+        kept_tokens: how many it had produced when it was last dropped; negative: it never was.
     """
 
     id: int
@@ -65,6 +66,7 @@ class Job:
     queued: int = 0
     last_served_s: float = field(default=-1.0)
     served: int = 0
+    kept_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.last_served_s < 0:
@@ -117,13 +119,14 @@ class Decision:
 
 
 class Scheduler(Protocol):
-    """Decides. Whoever performs the decisions keeps places, blocks and tokens of the jobs; a scheduler keeps the rest."""
+    """Decides. Whoever performs the decisions (drop, leave, come, then run) keeps the jobs' places, blocks and tokens;
+    the scheduler keeps the rest."""
 
     def arrive(self, job: Job, now_s: float) -> None:
         """A job has come, or has come back after it was dropped."""
 
     def charge(self, job: Job, seconds: float, now_s: float) -> None:
-        """A job took part in an iteration of `seconds`, which ended at `now_s`."""
+        """A job took part in an iteration of `seconds`, which ended at `now_s`. Its tokens are counted already."""
 
     def finish(self, job: Job, now_s: float) -> None:
         """A job has ended, whatever the way."""

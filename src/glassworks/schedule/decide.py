@@ -8,8 +8,8 @@ Whoever performs a decision does so in this order: drop, leave, come, run.
 
 Surprises. Where copies take time, a job on the host that is due is asked to come, and its row goes to a ready job in
 the meantime. Only one job of each level may be in the middle of its prompt, or unfinished prompts would fill the store;
-the first of the order and those that starve may begin all the same. If nothing at all could run, the first ready job
-gets its blocks even from residents that are normally spared: so something always moves.
+the first of the order and those that starve may begin all the same. If nothing at all could run, the oldest job gets
+its blocks even from residents that are normally spared: so something always moves, and what moves gets on.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,10 +38,10 @@ def decide(
     what newcomers are likely to need.
     """
     batch = _Batch(order, limits, memory, waits_s, starving)
-    if not memory.instant:
-        for job in due:
-            batch.fetch(-1, job, 1)
     batch.fill()
+    if not memory.instant:
+        for job in due:  # after those that run have their blocks: only what stands idle makes room for them
+            batch.fetch(-1, job, 1)
     if batch.stuck():
         batch.force()
     if memory.total_blocks != UNLIMITED and not memory.instant:
@@ -102,17 +102,18 @@ class _Batch:
         return not any(job.place in (Place.LEAVING, Place.COMING) for job in self._order)
 
     def force(self) -> None:
-        """The first job of the order, whatever it takes from the others."""
+        """The oldest job, whatever it takes from the others. Not the first of the order, which changes: two that
+        starve in turn would each undo what the other has begun."""
         room = self._made_room()
-        for rank, job in enumerate(self._order):
-            tokens = self._tokens_for(rank, job, 0) if job.rows <= self._rows else 0
-            if tokens:
-                if room.take(rank, job, job.computed_tokens + tokens, spared=0):
-                    if job.place is Place.HOST:
-                        room.come.append(job)
-                    if job.place is not Place.HOST or self._memory.instant:
-                        self._start(job, tokens)
-                return
+        able = [job for job in self._order if job.rows <= self._rows and self._tokens_for(0, job, 0)]
+        for job in sorted(able, key=lambda each: (each.arrival_s, each.id))[:1]:
+            room.keep(job)
+            tokens = self._tokens_for(0, job, 0)
+            if room.take(-1, job, job.computed_tokens + tokens, spared=0):
+                if job.place is Place.HOST:
+                    room.come.append(job)
+                if job.place is not Place.HOST or self._memory.instant:
+                    self._start(job, tokens)
 
     def swap_ahead(self, reserve_blocks: int) -> None:
         """Before blocks are short: one job leaves, or comes; never both in one decision."""

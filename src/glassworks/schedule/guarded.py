@@ -3,8 +3,9 @@
 It keeps what a scheduler keeps of a job (when it was last served, how often since it came back, what is expected of it)
 and asks `decide` before every iteration. It reads no clock and touches no blocks.
 
-Surprise: a job that starves stays in front until it has been served, whatever its policy says; it starts anew in its
-policy only then, and only once.
+Surprises: a job that starves stays in front until it has been served, whatever its policy says, and starts anew in it.
+Where blocks are so short that nothing could run, the oldest job goes before all until it has produced a few tokens: the
+others could undo each other's preparations for ever, each in its turn.
 """
 
 import math
@@ -15,6 +16,7 @@ from glassworks.schedule.base import Decision, Job, Limits, Memory, Place
 from glassworks.schedule.decide import decide
 from glassworks.schedule.lengths import Predictor
 from glassworks.schedule.policy import Policy
+from glassworks.schedule.room import SPARED
 
 _AHEAD = 8
 """Iterations ahead of which blocks are kept for newcomers and jobs are fetched before they starve."""
@@ -35,13 +37,18 @@ class PolicyScheduler:
         self._known: set[int] = set()
         self._promoted: set[int] = set()
         self._iteration_s = 0.0
+        self._first: Job | None = None
+        """The oldest job, while it goes before all, until it has produced `_until_tokens`."""
+        self._until_tokens = 0
         self._arrived_tokens, self._rate_tokens = 0, 0.0
 
     def arrive(self, job: Job, now_s: float) -> None:
         """Takes a job in; one that was dropped keeps its place in the policy, for it has used its time."""
-        job.served = 0
         if job.id in self._known:
+            job.served, job.kept_tokens = 0, job.produced_tokens
             return
+        # Who has never left may: else newcomers, parked after one token each, would hold the store against all others.
+        job.served, job.kept_tokens = SPARED, -SPARED
         self._known.add(job.id)
         self._arrived_tokens += job.prompt_tokens * job.rows
         if self._predictor is not None and job.expected_tokens is None:
@@ -54,12 +61,15 @@ class PolicyScheduler:
         job.served += 1
         self._promoted.discard(job.id)
         self._iteration_s = seconds
+        if job is self._first and job.produced_tokens >= self._until_tokens:
+            self._first = None
         self.policy.charge(job, seconds)
 
     def finish(self, job: Job, now_s: float) -> None:
         """Forgets a job, and learns how long it was."""
         self._known.discard(job.id)
         self._promoted.discard(job.id)
+        self._first = None if job is self._first else self._first
         if self._predictor is not None and job.produced_tokens:
             self._predictor.observe(job.prompt_tokens, job.produced_tokens, job.user)
         self.policy.finish(job)
@@ -75,10 +85,21 @@ class PolicyScheduler:
         )  # fmt: skip
         for job in decision.come:
             job.served = 0
+        if jobs and not decision.run and self._first is None:
+            self._first = min(jobs, key=lambda job: (job.arrival_s, job.id))
+            self._until_tokens = self._first.produced_tokens + SPARED
         return decision
 
     def _order(self, jobs: Sequence[Job], now_s: float) -> tuple[list[Job], int]:
-        """Those that starve, least recently served first, then the policy's."""
+        """Perhaps the oldest, those that starve, least recently served first, and the policy's."""
+        order, starving = self._starving_first(jobs, now_s)
+        if self._first is not None:
+            order.remove(self._first)
+            order.insert(0, self._first)
+            starving += 1
+        return order, min(starving, len(order))
+
+    def _starving_first(self, jobs: Sequence[Job], now_s: float) -> tuple[list[Job], int]:
         if self._starvation_s is None:
             return self.policy.order(jobs), 0
         served_by_s = now_s - self._starvation_s
@@ -95,7 +116,7 @@ class PolicyScheduler:
 
     def _due(self, jobs: Sequence[Job], now_s: float, limits: Limits, memory: Memory) -> list[Job]:
         """Jobs on the host that will starve within a few iterations; no more than rows."""
-        if self._starvation_s is None or memory.instant:
+        if self._starvation_s is None or memory.instant or self._first is not None:
             return []
         ahead_s = min(_AHEAD * self._iteration_s, self._starvation_s / 2)
         served_by_s = now_s - self._starvation_s + ahead_s

@@ -71,4 +71,4 @@ class Noisy:
     def predictions(self, output_tokens: Sequence[int], *, seed: int) -> list[float]:
         """One for each request."""
         errors = np.random.default_rng([seed, 1]).normal(0.0, self.sigma, len(output_tokens))
-        return (np.asarray(output_tokens, float) * np.exp(errors)).tolist()
+        return [true * math.exp(error) for true, error in zip(output_tokens, errors.tolist(), strict=True)]

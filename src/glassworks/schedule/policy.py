@@ -13,9 +13,9 @@ Key = tuple[float, ...]
 
 
 class Policy(ABC):
-    """Orders jobs by a key, least first."""
+    """Orders jobs by a key, least first. What it need not know of, it leaves as it is here: nothing happens."""
 
-    def arrive(self, job: Job) -> None:  # noqa: B027: most policies need not know
+    def arrive(self, job: Job) -> None:  # noqa: B027
         """A job has come."""
 
     def charge(self, job: Job, seconds: float) -> None:  # noqa: B027

@@ -2,8 +2,9 @@
 
 A job that lacks blocks takes them from residents behind it in the order: those that will run again last leave first,
 for the host while it has room; what is still lacking is made up by dropping, fewest tokens first. Residents that have
-not been served a few times since they came are spared. Knows nothing of policies: it is given an order, and how long
-each job in it expects to wait.
+not been served a few times since they came back are spared, and none is dropped again that has not produced a few
+tokens since: computing again cannot go on for ever. Knows nothing of policies: it is given an order,
+and how long each job in it expects to wait.
 
 Surprises: a job that has to wait for blocks keeps its claim on them, so that those behind it do not take them. One that
 cannot get enough, since the rest are spared, takes none away; it only closes the door: until the end of this decision
@@ -37,6 +38,10 @@ class Room:
         self._host_free = memory.host_free_blocks
         held = [job for job in order if not job.recomputable and job.place in (Place.DEVICE, Place.COMING)]
         self._promised = sum(map(self._worst, held))
+
+    def keep(self, job: Job) -> None:
+        """It is no victim in this decision."""
+        self._kept.add(job.id)
 
     def gone(self, job: Job) -> bool:
         """Whether it was told to leave, or was dropped, for one ahead of it."""
@@ -88,7 +93,7 @@ class Room:
                 leaving.append(job)
                 room -= job.own_blocks
                 have += job.own_blocks
-            elif job.recomputable:
+            elif job.recomputable and job.produced_tokens - job.kept_tokens >= spared:
                 staying.append(job)
         dropped: list[Job] = []
         for job in sorted(staying, key=lambda each: (each.computed_tokens, each.id)):
