@@ -43,6 +43,9 @@ def graphs(model: Any, prompt: list[int], which: str) -> tuple[Any, dict[str, An
         if which == "reads":
             with t.steps[:]:
                 model.layers[1].output[:, -1].save("read")
+        elif which == "whole":
+            with t.steps[:]:
+                model.layers[0].attn.output.save("read")
         elif which == "late reads":
             with t.steps[2:]:
                 model.layers[0].mlp.output.save("read")
@@ -61,8 +64,27 @@ def graphs(model: Any, prompt: list[int], which: str) -> tuple[Any, dict[str, An
     return t.graph, {"tokens": tokens[:live], "read": t._results["read"] if which else None}
 
 
+@cache
+def requests_of(family: str, seed: int) -> list[tuple[gw.Request, dict[str, Any]]]:
+    """Requests, and what each gives alone."""
+    model, bare = model_of(family)
+    draw = random.Random(seed)
+    found = []
+    for k in range(6):
+        prompt = [draw.randrange(3, VOCAB) for _ in range(draw.choice([1, 3, 5, 9, 17]))]
+        which = draw.choice(["", "", "reads", "whole", "late reads", "writes", "counts"]) if family != "mamba" else ""
+        if which:
+            graph, own = graphs(model, prompt, which)
+            found.append((gw.Request(prompt, max_new_tokens=NEW, graph=graph, user=str(k % 2)), own))
+        else:
+            own = {"tokens": lone(bare, prompt), "read": None}
+            found.append((gw.Request(prompt, max_new_tokens=NEW, user=str(k % 2)), own))
+    return found
+
+
 def check_schedule(family: str, seed: int, *, slow_link: bool) -> RandomScheduler:
     model, bare = model_of(family)
+    requests, expected = zip(*requests_of(family, seed), strict=True)
     draw = random.Random(seed)
     scheduler, clock = RandomScheduler(seed), VirtualClock()
     links = {}
@@ -74,17 +96,6 @@ def check_schedule(family: str, seed: int, *, slow_link: bool) -> RandomSchedule
     )  # fmt: skip
     assert (engine.why_not_packed is not None) == (family in ALONE)
     before = bare(torch.tensor([[5, 6, 7]])).logits
-    requests, expected = [], []
-    for k in range(6):
-        prompt = [draw.randrange(3, VOCAB) for _ in range(draw.choice([1, 3, 5, 9, 17]))]
-        which = draw.choice(["", "", "reads", "late reads", "writes", "counts"]) if family != "mamba" else ""
-        if which:
-            graph, own = graphs(model, prompt, which)
-            requests.append(gw.Request(prompt, max_new_tokens=NEW, graph=graph, user=str(k % 2)))
-            expected.append(own)
-        else:
-            requests.append(gw.Request(prompt, max_new_tokens=NEW, user=str(k % 2)))
-            expected.append({"tokens": lone(bare, prompt), "read": None})
     replies = [engine.submit(request) for request in requests[:3]]
     for request in requests[3:]:
         for _ in range(draw.randrange(4)):
