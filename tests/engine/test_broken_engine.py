@@ -119,7 +119,7 @@ def test_a_broken_engine_is_noticed(broken: Callable[[Patch], None], monkeypatch
     for seed in SEEDS:
         requests_of("llama", seed)  # what they give alone is known before anything breaks
     broken(monkeypatch)
-    with pytest.raises(Exception):  # noqa: B017, PT011 - wrong tokens, or an error on the way
+    with pytest.raises(Exception):  # noqa: B017 - wrong tokens, or an error on the way
         for seed in SEEDS:
             check_schedule("llama", seed, slow_link=True)
 
