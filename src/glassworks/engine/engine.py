@@ -211,6 +211,15 @@ class Engine:
         return {arena.name: arena for arena in self._admission.arenas}
 
     @property
+    def cost(self) -> CostTable:
+        """What iterations have cost so far, as a table: for `gw.simulate`, and for the next engine."""
+        own = self._cost
+        return CostTable.of_iterations(
+            iteration_s=own.iteration_s, row_s=own.row_s, context_token_s=own.context_token_s,
+            prefill_token_s=own.prefill_token_s,
+        )  # fmt: skip
+
+    @property
     def pending(self) -> int:
         """How many requests have not ended."""
         return len(self._replies)
