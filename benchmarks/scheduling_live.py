@@ -109,8 +109,7 @@ def main() -> None:
         found.append(seed_of(model, cost, seed, given.count))
         print(seed, {name: {k: round(v, 2) for k, v in own.items()} for name, own in found[-1].items()}, flush=True)
     medians = {
-        name: {key: statistics.median(own[name][key] for own in found) for key in own}
-        for name, own in found[0].items()
+        name: {key: statistics.median(own[name][key] for own in found) for key in own} for name, own in found[0].items()
     }
     for name, own in medians.items():
         print(f"median {name:12}", {key: round(value, 2) for key, value in own.items()})
