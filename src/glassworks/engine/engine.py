@@ -473,7 +473,8 @@ class Engine:
         if work.ended or text is not None:
             found = work.results()
             self._end(work)
-            reply.end(saves=found, logs=found.logs, text=text, now_s=self.clock.now_s())
+            finish = work.finish if text is None else "stop"
+            reply.end(saves=found, logs=found.logs, text=text, finish=finish, now_s=self.clock.now_s())
 
     def _text_of(self, reply: Reply, token: int) -> str:
         """The text that a token adds; a part of a character waits for the rest of it."""
