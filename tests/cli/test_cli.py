@@ -31,6 +31,19 @@ COMMANDS = {
         "--decode",
         "--dry-run",
     ],
+    "generate": [
+        "--file",
+        "--out",
+        "--max-new-tokens",
+        "--temperature",
+        "--seed",
+        "--stop",
+        "--policy",
+        "--rows",
+        "--device-memory",
+        "--host-memory",
+        "--dry-run",
+    ],
     "serve": ["--host", "--port", "--api-key"],
 }
 

@@ -11,6 +11,7 @@ import typer
 
 from glassworks import __version__
 from glassworks.cli.demo import demo
+from glassworks.cli.generate import generate
 from glassworks.cli.run import run
 from glassworks.cli.serve import serve
 from glassworks.cli.show import show
@@ -37,7 +38,7 @@ def glassworks(
     """
 
 
-for command in (demo, show, run, serve):
+for command in (demo, show, run, generate, serve):
     app.command()(command)
 
 
