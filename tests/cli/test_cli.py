@@ -44,6 +44,15 @@ COMMANDS = {
         "--host-memory",
         "--dry-run",
     ],
+    "measure": [
+        "--out",
+        "--rows",
+        "--prompt-tokens",
+        "--repeats",
+        "--cpu-seconds",
+        "--device-memory",
+        "--dry-run",
+    ],
     "serve": ["--host", "--port", "--api-key"],
 }
 

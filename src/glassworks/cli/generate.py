@@ -1,8 +1,8 @@
 """`glassworks generate`: many prompts through one engine, an object a line out.
 
-The engine has a window of the prompts at a time, so that a file of any length takes the memory of the window. Objects come
-in the order in which prompts end; each has its index. What an object says does not depend on the policy, on how many rows
-share a step, or on the memory: those may differ between a run and the one that goes on with its file.
+The engine has a window of the prompts at a time, so that a file of any length takes the memory of the window. Objects
+come in the order in which prompts end; each has its index. What an object says does not depend on the policy, on how
+many rows share a step, or on the memory: those may differ between a run and the one that goes on with its file.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """The file that `glassworks generate` writes: an object a line, each written whole as its prompt ends.
 
-Beside it stands `FILE.run.json`, which says of which model, prompts and settings the file is. A run that was cut short goes
-on from there: prompts that have a whole line are not run again, a half-written last line is cut off, and prompts that
-failed are tried again. A file that belongs to other prompts or settings is refused and left as it is.
+Beside it stands `FILE.run.json`, which says of which model, prompts and settings the file is. A run that was cut short
+goes on from there: prompts that have a whole line are not run again, a half-written last line is cut off, and prompts
+that failed are tried again. A file that belongs to other prompts or settings is refused and left as it is.
 """
 
 import hashlib

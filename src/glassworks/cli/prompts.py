@@ -1,8 +1,8 @@
 """Prompts for `glassworks generate`: from arguments, a file or standard input, as requests with their settings.
 
-A source of lines holds texts, or JSON objects of which each has a "prompt" and may have settings of its own. A file named
-.jsonl holds objects and one named .txt holds texts; any other, and standard input, holds objects if its first line
-begins with a brace.
+A source of lines holds texts, or JSON objects of which each has a "prompt" and may have settings of its own. A file
+named .jsonl holds objects and one named .txt holds texts; any other, and standard input, holds objects if its first
+line begins with a brace.
 """
 
 import json
