@@ -322,7 +322,7 @@ class Engine:
 
     def _poll(self) -> bool:
         """Let copies that have ended count; whether others are under way."""
-        moving = self._admission.store is not None and self._admission.store.poll()
+        moving = self._admission.poll()
         for work in self._works.values():
             if isinstance(work, AloneWork):
                 moving = work.poll() or moving
@@ -450,7 +450,7 @@ class Engine:
         try:
             work.step()
             self.stats.alone_steps += 1
-            self._hand_on(work, None)
+            self._hand_on(work, work.logits)
         except Exception as error:  # noqa: BLE001
             self._fail(work, error)
 

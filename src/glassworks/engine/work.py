@@ -195,6 +195,11 @@ class AloneWork(Work):
             self.ended = next(self._passes, True)
         self.dropped = False
 
+    @property
+    def logits(self) -> torch.Tensor | None:
+        """That the newest token was chosen by, `[batch, vocab]`; None: there are none."""
+        return None if self.run.rows is None else self.run.rows.logits
+
     def observe(self) -> None:
         job, rows = self.job, self.run.rows
         job.produced_tokens = 0 if rows is None else len(rows.new[0])
