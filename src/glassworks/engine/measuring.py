@@ -83,8 +83,8 @@ def rounds(model: Model, rows: Sequence[int], prompt_tokens: Sequence[int]) -> l
     lengths = sorted({length for length in prompt_tokens if length <= most})
     if len(set(rows)) < 2 or len(lengths) < 2:
         raise InputError(
-            f"costs are told apart by at least two numbers of rows and two lengths of prompts, of at most {most} tokens "
-            f"here; got rows {list(rows)} and prompt_tokens {list(prompt_tokens)}"
+            f"costs are told apart by at least two numbers of rows and two lengths of prompts, of at most {most} "
+            f"tokens here; got rows {list(rows)} and prompt_tokens {list(prompt_tokens)}"
         )
     return [Round(own, length) for own in sorted(set(rows)) for length in lengths]
 
