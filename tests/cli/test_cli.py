@@ -31,6 +31,28 @@ COMMANDS = {
         "--decode",
         "--dry-run",
     ],
+    "generate": [
+        "--file",
+        "--out",
+        "--max-new-tokens",
+        "--temperature",
+        "--seed",
+        "--stop",
+        "--policy",
+        "--rows",
+        "--device-memory",
+        "--host-memory",
+        "--dry-run",
+    ],
+    "measure": [
+        "--out",
+        "--rows",
+        "--prompt-tokens",
+        "--repeats",
+        "--cpu-seconds",
+        "--device-memory",
+        "--dry-run",
+    ],
     "serve": ["--host", "--port", "--api-key"],
 }
 

@@ -11,6 +11,8 @@ import typer
 
 from glassworks import __version__
 from glassworks.cli.demo import demo
+from glassworks.cli.generate import generate
+from glassworks.cli.measure import measure
 from glassworks.cli.run import run
 from glassworks.cli.serve import serve
 from glassworks.cli.show import show
@@ -37,7 +39,7 @@ def glassworks(
     """
 
 
-for command in (demo, show, run, serve):
+for command in (demo, show, run, generate, measure, serve):
     app.command()(command)
 
 

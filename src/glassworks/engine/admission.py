@@ -47,6 +47,7 @@ class Admission:
         others = {arena.name: arena for arena in self.arenas[1:]}
         self._host: Arena | None = others.get("host", others.get("disk"))
         self.frames = self._host or self.arenas[0]
+        self._late: list[Held] = []
         self.store: KVStore | None = None
         self._measured: tuple[int, int] | None = None
         if packed is not None:
@@ -79,6 +80,11 @@ class Admission:
             host_free_blocks=away if store is None else store.away_free_blocks + kept_blocks,
             instant=self._out.instant and self._back.instant,
         )
+
+    def poll(self) -> bool:
+        """Let copies that have ended count; whether others are under way."""
+        self._late[:] = [held for held in self._late if held.poll()]
+        return (self.store is not None and self.store.poll()) or bool(self._late)
 
     # Making an experiment.
 
@@ -154,7 +160,7 @@ class Admission:
         if run.table.encoder_decoder:
             job.prompt_tokens = 1  # what the decoder reads
         job.whole_blocks = math.ceil(size_bytes / self._block_bytes)
-        held = Held(size_bytes, self.arenas[0], self._host, self._out, self._back, poison=self._poison)
+        held = Held(size_bytes, self.arenas[0], self._host, self._out, self._back, poison=self._poison, late=self._late)
         return AloneWork(job, run, plan, facts, held=held, make_room=self._make_room)
 
     def _make_room(self, size_bytes: int) -> None:

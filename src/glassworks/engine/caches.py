@@ -70,13 +70,15 @@ class Held:
 
     Args:
         size_bytes: what it may come to. device, host: the arenas. out, back: the links between them.
+        late: where it puts itself if it is let go of while it is copied: whoever has the list polls it.
     """
 
     def __init__(
-        self, size_bytes: int, device: Arena, host: Arena | None, out: Link, back: Link, *, poison: bool
-    ) -> None:
+        self, size_bytes: int, device: Arena, host: Arena | None, out: Link, back: Link, *, poison: bool,
+        late: "list[Held]",
+    ) -> None:  # fmt: skip
         self.size_bytes, self._device, self._host = size_bytes, device, host
-        self._out, self._back, self._poison = out, back, poison
+        self._out, self._back, self._poison, self._late = out, back, poison, late
         self.is_here = self.is_away = False
         self.fence: Fence | None = None
         self._then: Any = None
@@ -145,7 +147,12 @@ class Held:
         self.is_here, self.is_away = True, False
 
     def release(self) -> None:
-        """It has ended, or is forgotten; no copy is under way."""
+        """It has ended, or is forgotten: its bytes are free, once no copy uses them."""
+        if self.fence is not None:
+            then = self._then
+            self._then = lambda: (then(), self.release())
+            self._late.append(self)
+            return
         if self.is_here:
             self._device.give(self.size_bytes)
         if self.is_away and self._host is not None:

@@ -331,7 +331,7 @@ class Engine:
 
     def _poll(self) -> bool:
         """Let copies that have ended count; whether others are under way."""
-        moving = self._admission.store is not None and self._admission.store.poll()
+        moving = self._admission.poll()
         for work in self._works.values():
             if isinstance(work, AloneWork):
                 moving = work.poll() or moving
@@ -459,7 +459,7 @@ class Engine:
         try:
             work.step()
             self.stats.alone_steps += 1
-            self._hand_on(work, None)
+            self._hand_on(work, work.logits)
         except Exception as error:  # noqa: BLE001
             self._fail(work, error)
 
@@ -482,7 +482,8 @@ class Engine:
         if work.ended or text is not None:
             found = work.results()
             self._end(work)
-            reply.end(saves=found, logs=found.logs, text=text, now_s=self.clock.now_s())
+            finish = work.finish if text is None else "stop"
+            reply.end(saves=found, logs=found.logs, text=text, finish=finish, now_s=self.clock.now_s())
 
     def _text_of(self, reply: Reply, token: int) -> str:
         """The text that a token adds; a part of a character waits for the rest of it."""

@@ -38,6 +38,7 @@ class Generating:
         step: the one that is next, or under way. ended: there is none.
         new: the tokens of each row so far. live: rows that have not ended. alive: `live` as it was at each step.
         computed: how many columns of the batch the cache holds; 0: it is computed again.
+        logits: of the last `take`, `[batch, vocab]`.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Generating:
         self.new: list[list[int]] = [[] for _ in range(rows)]
         self.live = [True] * rows
         self.alive: list[list[bool]] = []
+        self.logits: torch.Tensor | None = None
         self._lengths = [length for own in batch.lengths.values() for length in own]
         self._kwargs = dict(batch.kwargs)
         self._encoded: Any = None
@@ -90,6 +92,7 @@ class Generating:
             logits: of the last token of each row, `[batch, vocab]`; None if this step gives no token.
             returned: by the model, of an encoder-decoder.
         """
+        self.logits = logits
         self.took(None if logits is None or not self.samples else self.chosen(logits), returned)
 
     def chosen(self, logits: torch.Tensor) -> list[int]:

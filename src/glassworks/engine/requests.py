@@ -108,6 +108,8 @@ class Reply:
     Attributes:
         request: what was asked. tokens: ids of the new tokens so far. timing: when, and what happened to it.
         error: what ended it before its time; None if nothing did. logs: what `gw.log` said.
+        finish: why it ended: `length` (it has all the tokens that were asked for), `eos`, `stop` (a stop text came) or
+            `graph` (its graph ended it); None: it has not, or ended before its time.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class Reply:
         self.tokens: list[int] = []
         self.error: Exception | None = None
         self.logs: Sequence[LogEntry] = ()
+        self.finish: str | None = None
         self._pieces: list[Token] = []
         self._saves: Mapping[str, Any] = {}
         self._text: str | None = None
@@ -182,9 +185,11 @@ class Reply:
         self.tokens.append(token.id)
         self._pieces.append(token)
 
-    def end(self, *, saves: Mapping[str, Any], logs: Sequence[LogEntry], text: str | None, now_s: float) -> None:
+    def end(
+        self, *, saves: Mapping[str, Any], logs: Sequence[LogEntry], text: str | None, finish: str, now_s: float
+    ) -> None:
         """It has all come."""
-        self._saves, self.logs, self._text = saves, logs, text
+        self._saves, self.logs, self._text, self.finish = saves, logs, text, finish
         self.timing.end_s, self.done = now_s, True
 
     def fail(self, error: Exception, now_s: float) -> None:

@@ -43,6 +43,14 @@ class Work(ABC):
         """The tokens so far, of the first row."""
         return [] if self.run.rows is None else self.run.rows.new[0]
 
+    @property
+    def finish(self) -> str:
+        """Why it has ended, if no stop text did it: see `Reply.finish`."""
+        new, rows = self.new, self.run.rows
+        if new and rows is not None and new[-1] in rows.sampler.eos:
+            return "eos"
+        return "length" if len(new) >= self.job.max_new_tokens else "graph"
+
     def results(self) -> Results:
         """What came of it."""
         frame = self.run.frame
@@ -186,6 +194,11 @@ class AloneWork(Work):
         with torch.inference_mode(False), torch.no_grad():
             self.ended = next(self._passes, True)
         self.dropped = False
+
+    @property
+    def logits(self) -> torch.Tensor | None:
+        """That the newest token was chosen by, `[batch, vocab]`; None: there are none."""
+        return None if self.run.rows is None else self.run.rows.logits
 
     def observe(self) -> None:
         job, rows = self.job, self.run.rows
