@@ -51,6 +51,7 @@ def test_a_stop_text_ends_what_runs_by_itself_too() -> None:
     engine = small(model)
     assert engine.why_not_packed is not None
     engine._core.text, before = Letters(), engine._core.text
+    engine._replies._text = engine._core.text
     try:
         stop = Letters().decode(expected[2:4])
         reply = engine.submit(gw.Request([5, 6, 7], max_new_tokens=7, stop=[stop])).wait()

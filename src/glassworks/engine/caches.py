@@ -6,7 +6,8 @@ two small runs, since no configuration says it for every family.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -149,8 +150,7 @@ class Held:
     def release(self) -> None:
         """It has ended, or is forgotten: its bytes are free, once no copy uses them."""
         if self.fence is not None:
-            then = self._then
-            self._then = lambda: (then(), self.release())
+            self._then = partial(_one_after_the_other, self._then, self.release)
             self._late.append(self)
             return
         if self.is_here:
@@ -158,6 +158,11 @@ class Held:
         if self.is_away and self._host is not None:
             self._host.give(self.size_bytes)
         self.is_here = self.is_away = False
+
+
+def _one_after_the_other(first: Callable[[], None], second: Callable[[], None]) -> None:
+    first()
+    second()
 
 
 def _poison(tensor: torch.Tensor) -> None:

@@ -19,12 +19,12 @@ from dataclasses import dataclass, replace
 from threading import RLock
 from typing import Any
 
-import torch
-
 from glassworks.engine.admission import Admission
 from glassworks.engine.backend import EngineBackend
+from glassworks.engine.handing import Replies
 from glassworks.engine.local import HasLocal
-from glassworks.engine.requests import Reply, Request, Timing, Token
+from glassworks.engine.requests import Reply, Request, Timing
+from glassworks.engine.steps import Computed, compute
 from glassworks.engine.work import AloneWork, PackedWork, Work
 from glassworks.errors import Cancelled, InputError, ModelError
 from glassworks.graph.backend import Generation, Inputs, Rows
@@ -35,7 +35,7 @@ from glassworks.memory.budget import KVBudget
 from glassworks.memory.kv import KVStore
 from glassworks.memory.links import Link
 from glassworks.run.eager import EagerRuntime
-from glassworks.run.packing import PackedRuntime, Part
+from glassworks.run.packing import PackedRuntime
 from glassworks.schedule import IterationCost, Predictor, scheduler
 from glassworks.schedule.base import Decision, Job, Limits, Memory, Place, Scheduler
 from glassworks.trace.facade import Model
@@ -143,7 +143,7 @@ class Engine:
         self._numbers = itertools.count()
         self._waiting: deque[Work] = deque()
         self._works: dict[Job, Work] = {}
-        self._replies: dict[Work, Reply] = {}
+        self._replies = Replies(self._core.text, self._admission.frames, self.clock.now_s)
         self._ran: set[Job] = set()
         self._idle = 0
         self._lock = RLock()
@@ -268,7 +268,7 @@ class Engine:
     def add(self, work: Work, reply: Reply) -> None:
         """An experiment takes its place among the others."""
         with self._lock:
-            self._replies[work] = reply
+            self._replies.add(work, reply)
             self._waiting.append(work)
 
     def _drive(self, reply: Reply) -> None:
@@ -292,16 +292,20 @@ class Engine:
         decision = self._scheduler.decide(list(self._works), now_s=now_s, limits=self._limits, memory=self._memory())
         began = self._timer()
         self._move(decision)
-        ran, context, prefill = self._perform(decision.run)
+        found = self._compute(decision.run)
         seconds = max(self._timer() - began, 1e-9)
-        self.clock.advance(seconds)
+        self.clock.advance(seconds)  # first: what came, came when the iteration had ended
         self.stats.iterations += 1
         self.stats.seconds += seconds
-        if ran:
+        if found.ran:
             self._idle = 0
-            self._cost.observe(rows=len(ran), context_tokens=context, prefill_tokens=prefill, seconds=seconds)
-            self._account(ran, seconds)
-        elif not (decision.leave or decision.come or decision.drop):
+            self._cost.observe(
+                rows=len(found.ran), context_tokens=found.context_tokens, prefill_tokens=found.prefill_tokens,
+                seconds=seconds,
+            )  # fmt: skip
+            self._account(found.ran, seconds)
+        self._hand_on(found)
+        if not (found.ran or found.failed or decision.leave or decision.come or decision.drop):
             return self._nothing(moving)
         return bool(self._replies)
 
@@ -352,14 +356,14 @@ class Engine:
         for job in decision.drop:
             if job.place in (Place.DEVICE, Place.HOST) and job.recomputable:
                 work = self._works[job]
-                self._timing(work).recomputed_tokens += job.computed_tokens
+                self._replies.timing(work).recomputed_tokens += job.computed_tokens
                 work.drop()
                 work.observe()
                 self._scheduler.arrive(job, now_s)
                 self.stats.drops += 1
         for job in decision.leave:
             if job.place is Place.DEVICE and self._works[job].leave():
-                self._timing(self._works[job]).swapped += 1
+                self._replies.timing(self._works[job]).swapped += 1
                 self.stats.swaps_out += 1
         if decision.leave or decision.drop:
             self._poll()
@@ -369,183 +373,49 @@ class Engine:
         if decision.come:
             self._poll()
 
-    def _perform(self, run: Sequence[tuple[Job, int]]) -> tuple[list[Job], int, int]:
-        """Compute; gives who ran, how many tokens they attended to, and how many tokens of prompts there were."""
-        parts: list[tuple[PackedWork, Part, bool]] = []
-        alone: list[AloneWork] = []
-        ran, context, prefill = [], 0, 0
-        for job, count in run:
-            work = self._works[job]
-            if job.place not in (Place.NOWHERE, Place.DEVICE):
-                continue  # still on its way
-            try:
-                if isinstance(work, PackedWork):
-                    if not work.table.tokens:
-                        self._adopt(work)
-                    made = work.part(count)
-                    if made is None:
-                        continue
-                    parts.append((work, *made))
-                    tokens = len(made[0].ids)
-                else:
-                    assert isinstance(work, AloneWork)
-                    if not work.start():
-                        continue
-                    alone.append(work)
-                    tokens = job.pending_tokens
-            except Exception as error:  # noqa: BLE001
-                self._fail(work, error)
-                continue
-            ran.append(job)
-            context += job.computed_tokens
-            prefill += tokens if tokens > 1 else 0
-        if parts:
-            self._packed_step(parts)
-        for own in alone:
-            self._alone_step(own)
-        return ran, context, prefill
+    def _compute(self, run: Sequence[tuple[Job, int]]) -> Computed:
+        found = compute(run, self._works, self._packed, self._admission.store, share=self._share)
+        self.stats.steps += found.steps
+        self.stats.alone_steps += found.alone_steps
+        self.stats.prompt_tokens += found.prefill_tokens
+        for work, tokens in found.shared_tokens.items():
+            self._replies.timing(work).shared_tokens += tokens
+            self.stats.shared_tokens += tokens
+        return found
 
-    def _adopt(self, work: PackedWork) -> None:
-        if not self._share:
-            return
-        shared = work.adopt()
-        self._timing(work).shared_tokens += shared
-        self.stats.shared_tokens += shared
-
-    def _packed_step(self, parts: Sequence[tuple[PackedWork, Part, bool]]) -> None:
-        assert self._packed is not None
-        assert self._admission.store is not None
-        try:
-            returned = self._packed.step([part for _, part, _ in parts], self._admission.store)
-        except Exception as error:  # noqa: BLE001 - the model itself failed
-            for work, _, _ in parts:
-                self._fail(work, error)
-            return
-        self.stats.steps += 1
-        for k, failure in returned.failures.items():
-            self._fail(parts[k][0], failure)
-        chosen = self._chosen(parts, returned.logits, returned.failures)
-        for k, (work, part, ends) in enumerate(parts):
-            self.stats.prompt_tokens += len(part.ids) if len(part.ids) > 1 else 0
-            if k in returned.failures or not ends:
-                continue
-            try:
-                work.took(chosen.get(k))
-                self._hand_on(work, None if returned.logits is None else returned.logits[k])
-            except Exception as error:  # noqa: BLE001
-                self._fail(work, error)
-
-    def _chosen(
-        self, parts: Sequence[tuple[PackedWork, Part, bool]], logits: Sequence[torch.Tensor] | None, failures: Any
-    ) -> dict[int, int]:
-        """The next token of each part that has one: the plain ones together."""
-        wanted = [k for k, (work, _, ends) in enumerate(parts) if ends and work.rows.samples and k not in failures]
-        if logits is None or not wanted:
-            return {}
-        plain = [k for k in wanted if parts[k][0].rows.sampler.is_argmax]
-        chosen: dict[int, int] = {}
-        if plain:
-            last = torch.stack([logits[k][-1] for k in plain])
-            chosen.update(zip(plain, last.float().argmax(-1).tolist(), strict=True))
-        for k in set(wanted) - set(plain):
-            try:
-                [chosen[k]] = parts[k][0].rows.chosen(logits[k][-1:])
-            except Exception as error:  # noqa: BLE001
-                failures[k] = error
-                self._fail(parts[k][0], error)
-        return chosen
-
-    def _alone_step(self, work: AloneWork) -> None:
-        try:
-            work.step()
-            self.stats.alone_steps += 1
-            self._hand_on(work, work.logits)
-        except Exception as error:  # noqa: BLE001
+    def _hand_on(self, found: Computed) -> None:
+        """Tokens go to their replies, failures to theirs; who has ended is let go of."""
+        for work, error in found.failed:
             self._fail(work, error)
-
-    # What came.
-
-    def _hand_on(self, work: Work, logits: torch.Tensor | None) -> None:
-        """Hand on new tokens, see whether a stop text has come, count what is held, and end what has ended."""
-        reply = self._replies[work]
-        new = work.new[work.reported :]
-        work.reported += len(new)
-        self.stats.new_tokens += len(new)
-        for token in new:
-            if reply.timing.first_token_s is None:
-                reply.timing.first_token_s = self.clock.now_s()
-            reply.add(Token(token, self._text_of(reply, token), self._logprobs(reply, token, logits)))
-        text = self._stopped(reply) if new else None
-        self._count_frame(work)
-        if isinstance(work, PackedWork) and (work.ended or len(work.new) == 1):
-            work.publish()
-        if work.ended or text is not None:
-            found = work.results()
-            self._end(work)
-            finish = work.finish if text is None else "stop"
-            reply.end(saves=found, logs=found.logs, text=text, finish=finish, now_s=self.clock.now_s())
-
-    def _text_of(self, reply: Reply, token: int) -> str:
-        """The text that a token adds; a part of a character waits for the rest of it."""
-        text = self._core.text
-        if text is None:
-            return ""
-        whole = text.decode([*reply.tokens, token])
-        return "" if whole.endswith("\N{REPLACEMENT CHARACTER}") else whole[len(reply.text) :]
-
-    def _stopped(self, reply: Reply) -> str | None:
-        """The text before the first stop text, if one has come."""
-        found = [at for stop in reply.request.stop if (at := reply.text.find(stop)) >= 0]
-        return reply.text[: min(found)] if found else None
-
-    def _logprobs(self, reply: Reply, token: int, logits: torch.Tensor | None) -> dict[int, float]:
-        count = reply.request.logprobs
-        if not count or logits is None:
-            return {}
-        own = logits[-1].float().log_softmax(-1)
-        best = own.topk(min(count, len(own)))
-        return {token: float(own[token]), **dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))}
-
-    def _count_frame(self, work: Work) -> None:
-        """What a graph has saved so far counts in the budget of the host, or of the device if there is no other."""
-        if not work.facts.touches:
-            return
-        size = work.frame_size.now_bytes(work)
-        arena = self._admission.frames
-        if size > work.frame_bytes:
-            arena.take(size - work.frame_bytes, "what the graph of a request has saved")
-        else:
-            arena.give(work.frame_bytes - size)
-        work.frame_bytes = size
+        for work, logits in found.came:
+            try:
+                count, ended = self._replies.hand_on(work, logits)
+                self.stats.new_tokens += count
+                if ended:
+                    self._replies.end(work)
+                    self._let_go(work)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's
+                self._fail(work, error)
 
     def _account(self, ran: Sequence[Job], seconds: float) -> None:
         now_s = self.clock.now_s()
         for job in ran:
-            work = self._works.get(job)
-            if work is not None:
-                work.observe()
-                self._scheduler.charge(job, seconds, now_s)
+            self._works[job].observe()
+            self._scheduler.charge(job, seconds, now_s)
         runs = set(ran)
         for job in self._ran - runs:
             if job in self._works:
-                self._timing(self._works[job]).preempted += 1
+                self._replies.timing(self._works[job]).preempted += 1
         self._ran = runs
 
     # Ending.
 
-    def _timing(self, work: Work) -> Timing:
-        return self._replies[work].timing
-
-    def _end(self, work: Work) -> None:
-        self._works.pop(work.job, None)
-        self._replies.pop(work)
-        self._scheduler.finish(work.job, self.clock.now_s())
-        self._admission.frames.give(work.frame_bytes)
-        work.frame_bytes = 0
-        work.close()
-
     def _fail(self, work: Work, error: Exception) -> None:
-        reply = self._replies.get(work)
-        if reply is not None:
-            self._end(work)
-            reply.fail(error, self.clock.now_s())
+        if work in self._replies:
+            self._replies.fail(work, error)
+            self._let_go(work)
+
+    def _let_go(self, work: Work) -> None:
+        self._works.pop(work.job, None)
+        self._scheduler.finish(work.job, self.clock.now_s())
+        work.close()

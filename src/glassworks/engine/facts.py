@@ -22,7 +22,8 @@ class Facts:
     """Of one experiment.
 
     Attributes:
-        touches: it looks at some step, or writes there. touches_prompt: that is step 0. writes: it changes what the model computes, at any step.
+        touches: it looks at some step, or writes there. touches_prompt: that is step 0.
+        writes: it changes what the model computes, at any step.
         why_alone: why it shares no forward pass with others; None: it does.
     """
 

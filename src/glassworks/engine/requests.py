@@ -182,7 +182,6 @@ class Reply:
 
     def add(self, token: Token) -> None:
         """A token has come."""
-        self.tokens.append(token.id)
         self._pieces.append(token)
 
     def end(

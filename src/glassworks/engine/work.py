@@ -123,7 +123,7 @@ class PackedWork(Work):
 
     def adopt(self) -> int:
         """Take over a beginning that somebody else has computed; gives how many tokens."""
-        if self.facts.touches_prompt or self.table.tokens:
+        if self.table.tokens or self.facts.touches_prompt:
             return 0
         return self.store.adopt(self.table, self.ids)
 

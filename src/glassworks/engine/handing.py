@@ -1,0 +1,121 @@
+"""What came, on its way to whoever asked: tokens as text, stop texts, log probabilities, and how a request ended.
+
+Text is decoded a few tokens at a time: what a token adds depends on those before it only as far as the last one that
+ended a character. When a reply ends its text is decoded once more as a whole.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from glassworks.engine.requests import Reply, Timing, Token
+from glassworks.engine.work import PackedWork, Work
+from glassworks.memory.arena import Arena
+from glassworks.trace.prompts import Text
+
+_PART = "\N{REPLACEMENT CHARACTER}"
+"""What a part of a character decodes to."""
+
+
+class Replies:
+    """The replies that are under way.
+
+    Args:
+        text: the tokenizer, if there is one. frames: the arena in which saved values count. now_s: the clock.
+    """
+
+    def __init__(self, text: Text | None, frames: Arena, now_s: Callable[[], float]) -> None:
+        self._text, self._frames, self._now_s = text, frames, now_s
+        self._replies: dict[Work, Reply] = {}
+        self._spelled: dict[Work, tuple[int, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._replies)
+
+    def __contains__(self, work: Work) -> bool:
+        return work in self._replies
+
+    def add(self, work: Work, reply: Reply) -> None:
+        """A request has come."""
+        self._replies[work] = reply
+        self._spelled[work] = (0, 0)
+
+    def timing(self, work: Work) -> Timing:
+        """When things happened to a request."""
+        return self._replies[work].timing
+
+    def hand_on(self, work: Work, logits: torch.Tensor | None) -> tuple[int, bool]:
+        """Hand on new tokens and count what is held; gives how many there were, and whether the request has ended.
+
+        Args:
+            logits: what the last of the tokens was chosen from, `[..., vocab]`.
+        """
+        reply = self._replies[work]
+        new = work.new[work.reported :]
+        work.reported += len(new)
+        for token in new:
+            if reply.timing.first_token_s is None:
+                reply.timing.first_token_s = self._now_s()
+            reply.tokens.append(token)
+            reply.add(Token(token, self._spell(work, reply.tokens), _logprobs(reply, token, logits)))
+        self._count(work)
+        if isinstance(work, PackedWork) and (work.ended or len(work.new) == 1):
+            work.publish()
+        return len(new), work.ended or (bool(new) and _stop_at(reply, reply.text) is not None)
+
+    def _spell(self, work: Work, tokens: list[int]) -> str:
+        """The text that the last token adds; a part of a character waits for the rest of it."""
+        if self._text is None:
+            return ""
+        first, read = self._spelled[work]
+        before, now = self._text.decode(tokens[first:read]), self._text.decode(tokens[first:])
+        if now.endswith(_PART) or len(now) <= len(before):
+            return ""
+        self._spelled[work] = (read, len(tokens))
+        return now[len(before) :]
+
+    def _count(self, work: Work) -> None:
+        """What a graph has saved so far counts in a budget."""
+        if not work.facts.touches:
+            return
+        size = work.frame_size.now_bytes(work)
+        if size > work.frame_bytes:
+            self._frames.take(size - work.frame_bytes, "what the graph of a request has saved")
+        else:
+            self._frames.give(work.frame_bytes - size)
+        work.frame_bytes = size
+
+    def end(self, work: Work) -> None:
+        """A request has ended as it should."""
+        reply = self._release(work)
+        found = work.results()
+        text = "" if self._text is None else self._text.decode(reply.tokens)
+        stop = _stop_at(reply, text)
+        reply.end(
+            saves=found, logs=found.logs, text=text if stop is None else text[:stop],
+            finish=work.finish if stop is None else "stop", now_s=self._now_s(),
+        )  # fmt: skip
+
+    def fail(self, work: Work, error: Exception) -> None:
+        """A request ends before its time."""
+        self._release(work).fail(error, self._now_s())
+
+    def _release(self, work: Work) -> Reply:
+        self._frames.give(work.frame_bytes)
+        work.frame_bytes = 0
+        del self._spelled[work]
+        return self._replies.pop(work)
+
+
+def _stop_at(reply: Reply, text: str) -> int | None:
+    """Where the first stop text begins, if one has come."""
+    return min((at for stop in reply.request.stop if (at := text.find(stop)) >= 0), default=None)
+
+
+def _logprobs(reply: Reply, token: int, logits: torch.Tensor | None) -> Mapping[int, float]:
+    count = reply.request.logprobs
+    if not count or logits is None:
+        return {}
+    own = logits[-1].float().log_softmax(-1)
+    best = own.topk(min(count, len(own)))
+    return {token: float(own[token]), **dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))}

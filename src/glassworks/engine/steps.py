@@ -1,0 +1,127 @@
+"""One iteration's computing: the packed step of all that share it, then the passes of what runs by itself.
+
+It is told who runs and computes; it decides nothing, and hands nothing on: what came, and what failed, is the answer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from glassworks.engine.work import AloneWork, PackedWork, Work
+from glassworks.memory.kv import KVStore
+from glassworks.run.packing import PackedRuntime, Part
+from glassworks.schedule.base import Job, Place
+
+Parts = Sequence[tuple[PackedWork, Part, bool]]
+"""Requests with their share of a step, and whether it ends a step of their generation."""
+
+
+@dataclass(slots=True)
+class Computed:
+    """What an iteration computed.
+
+    Attributes:
+        ran: who took part. context_tokens, prefill_tokens: what they attended to, and how much of prompts there was.
+        came: whose step has ended, with the logits that its token was chosen from. failed: what ended whom.
+        steps, alone_steps: forward passes. shared_tokens: taken over from others.
+    """
+
+    ran: list[Job] = field(default_factory=list)
+    context_tokens: int = 0
+    prefill_tokens: int = 0
+    came: list[tuple[Work, torch.Tensor | None]] = field(default_factory=list)
+    failed: list[tuple[Work, Exception]] = field(default_factory=list)
+    steps: int = 0
+    alone_steps: int = 0
+    shared_tokens: dict[Work, int] = field(default_factory=dict)
+
+
+def compute(
+    run: Sequence[tuple[Job, int]], works: Mapping[Job, Work], packed: PackedRuntime | None, store: KVStore | None, *,
+    share: bool,
+) -> Computed:  # fmt: skip
+    """Compute so many tokens of each job. One whose blocks are on their way, or are not to be had, is left out.
+
+    Args:
+        share: whether requests take over beginnings that others have computed.
+    """
+    found = Computed()
+    parts: list[tuple[PackedWork, Part, bool]] = []
+    alone: list[AloneWork] = []
+    for job, count in run:
+        work = works[job]
+        if job.place not in (Place.NOWHERE, Place.DEVICE):
+            continue
+        context, tokens = job.computed_tokens, job.pending_tokens
+        try:
+            if isinstance(work, PackedWork):
+                if share and (shared := work.adopt()):
+                    found.shared_tokens[work] = shared
+                made = work.part(count)
+                if made is None:
+                    continue
+                parts.append((work, *made))
+                tokens = len(made[0].ids)
+            elif isinstance(work, AloneWork):
+                if not work.start():
+                    continue
+                alone.append(work)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's
+            found.failed.append((work, error))
+            continue
+        found.ran.append(job)
+        found.context_tokens += context
+        found.prefill_tokens += tokens if tokens > 1 else 0
+    if parts and packed is not None and store is not None:
+        _packed_step(parts, packed, store, found)
+    for own in alone:
+        _alone_step(own, found)
+    return found
+
+
+def _packed_step(parts: Parts, packed: PackedRuntime, store: KVStore, found: Computed) -> None:
+    try:
+        returned = packed.step([part for _, part, _ in parts], store)
+    except Exception as error:  # noqa: BLE001 - the model itself failed
+        found.failed += [(work, error) for work, _, _ in parts]
+        return
+    found.steps += 1
+    failures = dict(returned.failures)
+    chosen = _chosen(parts, returned.logits, failures)
+    for k, (work, _, ends) in enumerate(parts):
+        if ends and k not in failures:
+            try:
+                work.took(chosen.get(k))
+                found.came.append((work, None if returned.logits is None else returned.logits[k]))
+            except Exception as error:  # noqa: BLE001
+                failures[k] = error
+    found.failed += [(parts[k][0], error) for k, error in failures.items()]
+
+
+def _chosen(parts: Parts, logits: Sequence[torch.Tensor] | None, failures: dict[int, Exception]) -> dict[int, int]:
+    """The next token of each part that has one: those that only ask for the likeliest together."""
+    wanted = [k for k, (work, _, ends) in enumerate(parts) if ends and work.rows.samples and k not in failures]
+    if logits is None or not wanted:
+        return {}
+    plain = [k for k in wanted if parts[k][0].rows.sampler.is_argmax]
+    chosen: dict[int, int] = {}
+    if plain:
+        last = torch.stack([logits[k][-1] for k in plain])
+        chosen.update(zip(plain, last.float().argmax(-1).tolist(), strict=True))
+    for k in wanted:
+        if k not in chosen:
+            try:
+                [chosen[k]] = parts[k][0].rows.chosen(logits[k][-1:])
+            except Exception as error:  # noqa: BLE001
+                failures[k] = error
+    return chosen
+
+
+def _alone_step(work: AloneWork, found: Computed) -> None:
+    try:
+        work.step()
+        found.alone_steps += 1
+        found.came.append((work, work.logits))
+    except Exception as error:  # noqa: BLE001
+        found.failed.append((work, error))
