@@ -1,10 +1,10 @@
 """Whether the engine gains what the simulator says: the same trace through both, first come first served against mlfq.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/scheduling_live.py [--seeds 5] [--count 200] [--out benchmarks/results]
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/scheduling_live.py [--seeds 5] [--count 200] [--out FOLDER]
 
 A Llama of two layers with random weights; log-normal outputs (mean 250, cv 2, clipped), load 0.9 of 16 rows under the
-costs that the engine itself has learnt in a warm-up. The engine runs on a virtual clock that advances by the CPU-seconds
-of each iteration, so that neighbours on the machine stretch iterations and change no order. Figures: how many times
+costs that the engine itself has learnt in a warm-up. The engine runs on a virtual clock that advances by the
+CPU-seconds of each iteration, so that neighbours on the machine stretch iterations and change no order. Figures: how many times
 better mlfq's mean latency per output token, first token and completion are, in both, and their proportion.
 """
 
@@ -84,8 +84,8 @@ def gains(base: Figures, other: Figures) -> Figures:
     return {name: base[name] / other[name] for name in base}
 
 
-def seed_of(model: gw.Model, cost: gw.CostTable, seed: int, count: int) -> dict[str, Figures]:
-    arrivals = gw.arrivals("lognormal", load=0.9, count=count, seed=seed, cost=cost, rows=ROWS)
+def seed_of(model: gw.Model, cost: gw.CostTable, seed: int, count: int, load: float) -> dict[str, Figures]:
+    arrivals = gw.arrivals("lognormal", load=load, count=count, seed=seed, cost=cost, rows=ROWS)
     simulated, live = {}, {}
     for policy in ("fcfs", "mlfq"):
         report = gw.simulate(arrivals, policy=policy, cost=cost, rows=ROWS, tokens=TOKENS)
@@ -99,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--load", type=float, default=0.9)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -106,7 +107,7 @@ def main() -> None:
     cost = learnt_cost(model)
     found = []
     for seed in range(given.seeds):
-        found.append(seed_of(model, cost, seed, given.count))
+        found.append(seed_of(model, cost, seed, given.count, given.load))
         print(seed, {name: {k: round(v, 2) for k, v in own.items()} for name, own in found[-1].items()}, flush=True)
     medians = {
         name: {key: statistics.median(own[name][key] for own in found) for key in own} for name, own in found[0].items()
@@ -118,7 +119,7 @@ def main() -> None:
         result = {
             "date": datetime.date.today().isoformat(), "machine": platform.processor() or platform.machine(),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-            "count": given.count, "costs_s": dict(cost.costs_s("iteration")), "medians": medians, "seeds": found,
+            "count": given.count, "load": given.load, "costs_s": dict(cost.costs_s("iteration")), "medians": medians, "seeds": found,
         }  # fmt: skip
         path = given.out / f"scheduling_live_{result['date']}.json"
         path.write_text(json.dumps(result, indent=1) + "\n")

@@ -58,9 +58,13 @@ class Leaf:
             self._settle()
         if slot.whole:
             return self._shown(self.raw)
-        value = self._narrow(self._shown(self.raw), slot)
+        shown = self._shown(self.raw)
+        value = self._narrow(shown, slot)
         mask = self._mask(slot, value)
-        return value if mask is None else torch.where(mask, value, _zero(value))
+        if mask is not None:
+            return torch.where(mask, value, _zero(value))
+        # Alone it would be one piece of memory, and what may be done with it must not depend on company.
+        return value.contiguous() if shown.is_contiguous() else value
 
     def write(self, invoke: int, value: torch.Tensor, *, exact: bool = False) -> None:
         """Make `value`, cast and broadcast, the invoke's current value. `exact`: it has the form already."""
