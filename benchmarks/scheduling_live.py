@@ -4,8 +4,8 @@
 
 A Llama of two layers with random weights; log-normal outputs (mean 250, cv 2, clipped), load 0.9 of 16 rows under the
 costs that the engine itself has learnt in a warm-up. The engine runs on a virtual clock that advances by the
-CPU-seconds of each iteration, so that neighbours on the machine stretch iterations and change no order. Figures: how many times
-better mlfq's mean latency per output token, first token and completion are, in both, and their proportion.
+CPU-seconds of each iteration, so that neighbours on the machine stretch iterations and change no order. Figures: how
+many times better mlfq's mean latency per output token, first token and completion are, in both, and their proportion.
 """
 
 import argparse
@@ -119,7 +119,8 @@ def main() -> None:
         result = {
             "date": datetime.date.today().isoformat(), "machine": platform.processor() or platform.machine(),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-            "count": given.count, "load": given.load, "costs_s": dict(cost.costs_s("iteration")), "medians": medians, "seeds": found,
+            "count": given.count, "load": given.load, "costs_s": dict(cost.costs_s("iteration")), "medians": medians,
+            "seeds": found,
         }  # fmt: skip
         path = given.out / f"scheduling_live_{result['date']}.json"
         path.write_text(json.dumps(result, indent=1) + "\n")

