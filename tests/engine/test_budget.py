@@ -155,7 +155,7 @@ def test_two_engines_over_one_model() -> None:
     engines = [gw.Engine(model, kv=gw.KVBudget(device="120KiB"), block_tokens=4, poison=True) for _ in range(2)]
     prompts = [[5, 9, 11], [7] * 20, [3, 4, 5, 6]]
     replies = [(p, own.submit(gw.Request(p, max_new_tokens=7))) for p in prompts for own in engines]
-    while any([own.step() for own in engines]):
+    while sum(own.step() for own in engines):
         assert torch.isfinite(bare(torch.tensor([[5, 6]])).logits).all()
     for prompt, reply in replies:
         assert reply.wait().tokens == lone(bare, prompt)
