@@ -1,4 +1,4 @@
-"""Many requests share each forward pass: a streamed reply, a policy that lets short ones by, a graph, a cancelled one."""
+"""Many requests share each forward pass: a streamed reply, a graph, one called off, and a policy that lets short ones by."""
 
 import glassworks as gw
 

@@ -57,7 +57,8 @@ def test_no_tier_is_ever_over_its_budget(policy: str, data: Any) -> None:
         model, policy=policy, rows=rows, tokens=tokens, block_tokens=4, clock=clock, poison=True,
         kv=gw.KVBudget(device=f"{scale * device_kib}KiB", host=f"{scale * host_kib}KiB"), **links,
     )  # fmt: skip
-    replies = []
+    replies: list[Any] = []
+    refused = 0
     for length, new, which, user in wanted:
         prompt = [(length * 7 + k * 5) % 90 + 3 for k in range(length)]
         try:
@@ -65,8 +66,8 @@ def test_no_tier_is_ever_over_its_budget(policy: str, data: Any) -> None:
                 prompt, max_new_tokens=new, graph=graph_of(model, which), user=user, expected_tokens=new + 1
             )
             replies.append((prompt, new, which, engine.submit(request)))
-        except gw.BudgetExceeded as error:
-            assert "KVBudget(" in str(error)
+        except gw.BudgetExceeded:
+            refused += 1  # its message has a test of its own
         engine.step()
         check_budget(engine)
     for _ in range(20_000):
@@ -74,6 +75,7 @@ def test_no_tier_is_ever_over_its_budget(policy: str, data: Any) -> None:
             break
         check_budget(engine)
     assert engine.pending == 0
+    assert len(replies) + refused == len(wanted)
     for prompt, new, which, reply in replies:
         if reply.error is not None:
             assert isinstance(reply.error, gw.BudgetExceeded), reply.error  # what a graph saves counts as it is saved
