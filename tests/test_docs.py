@@ -51,6 +51,19 @@ def test_the_code_of_the_readme_runs_and_prints_what_it_says(tmp_path, monkeypat
     assert printed[1] == " Rome 1\n"
 
 
+def test_the_code_of_the_page_on_serving_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    codes = blocks(ROOT / "docs" / "coming-from-fastserve-and-vllm.md", "python")
+    for number, code in enumerate(codes):
+        path = tmp_path / f"block_{number}.py"
+        path.write_text(code)
+        exec(compile(code, str(path), "exec"), namespace)
+    printed = capsys.readouterr().out
+    for words in ("may come to 100", "MiB hold 16 such requests", "times better than fcfs", "first token mean"):
+        assert words in printed
+
+
 def test_code_comes_by_the_tenth_line_of_the_readme():
     assert "```python" in "\n".join((ROOT / "README.md").read_text().splitlines()[:10])
 

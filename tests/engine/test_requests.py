@@ -11,6 +11,7 @@ from engine.test_schedules import check_nothing_left, lone, model_of
 from families import FAMILIES
 from glassworks.measure.clock import VirtualClock
 from glassworks.memory.links import EmulatedLink
+from glassworks.schedule import NAMES
 
 EIFFEL, COLOSSEUM, LOUVRE = (f"The {name} is in the city of" for name in ("Eiffel Tower", "Colosseum", "Louvre"))
 OTHERS = [[5, 9, 11], [7] * 20, [3, 4, 5, 6, 8, 9], [60, 61]]
@@ -261,6 +262,21 @@ def test_calling_off_wherever_keys_and_values_are(family: str, place: str) -> No
     check_nothing_left(engine)
 
 
+@pytest.mark.parametrize("policy", NAMES)
+def test_calling_off_before_it_began(policy: str) -> None:
+    model, bare = model_of("llama")
+    engine = small(model, policy=policy)
+    replies = [engine.submit(gw.Request(own, max_new_tokens=7, expected_tokens=7)) for own in OTHERS]
+    replies[1].cancel()
+    assert engine.pending == 3
+    for k in (0, 2, 3):
+        assert replies[k].wait().tokens == lone(bare, OTHERS[k])
+    with pytest.raises(gw.Cancelled):
+        replies[1].wait()
+    assert replies[1].tokens == []
+    check_nothing_left(engine)
+
+
 # What is refused.
 
 
@@ -351,3 +367,14 @@ def test_the_raw_model_gives_its_bits_between_steps() -> None:
         engine.submit(gw.Request(own, max_new_tokens=5))
     while engine.step():
         assert torch.equal(bare(ids).logits, before)
+
+
+@pytest.mark.parametrize("policy", [{"policy": "srpt"}, {"policy": "fair", "inner": "srpt"}], ids=["srpt", "fair"])
+def test_an_oracle_that_is_not_told_a_length_fails_that_request_alone(policy: dict[str, Any]) -> None:
+    model, bare = model_of("llama")
+    engine = small(model, **policy)
+    told, untold = engine.run([gw.Request(OTHERS[0], max_new_tokens=7, expected_tokens=7), gw.Request(OTHERS[1])])
+    assert told.tokens == lone(bare, OTHERS[0])
+    with pytest.raises(gw.InputError, match="srpt is an oracle"):
+        untold.wait()
+    check_nothing_left(engine)

@@ -325,13 +325,13 @@ class Engine:
                 if not self._admission.promised(work):
                     return
                 self._admission.prepare(work)
+                self._scheduler.arrive(work.job, now_s)  # which may refuse it: an oracle has to be told lengths
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's
                 self._waiting.popleft()
                 self._fail(work, error)
                 continue
             self._waiting.popleft()
             self._works[work.job] = work
-            self._scheduler.arrive(work.job, now_s)
 
     def _poll(self) -> bool:
         """Let copies that have ended count; whether others are under way."""
@@ -416,6 +416,6 @@ class Engine:
             self._let_go(work)
 
     def _let_go(self, work: Work) -> None:
-        self._works.pop(work.job, None)
-        self._scheduler.finish(work.job, self.clock.now_s())
+        if self._works.pop(work.job, None) is not None:  # otherwise the scheduler has not heard of it
+            self._scheduler.finish(work.job, self.clock.now_s())
         work.close()

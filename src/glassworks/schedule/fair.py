@@ -29,13 +29,13 @@ class Fair(Policy):
         self._last = 0.0
 
     def arrive(self, job: Job) -> None:
+        self._inner.arrive(job)  # first: it may refuse the job
         if not self._jobs[job.user]:
             active = [self.received[user] for user, count in self._jobs.items() if count]
             least = min(active, default=self._last)
             self.received[job.user] = max(self.received.get(job.user, 0.0), least)
         self._jobs[job.user] += 1
         self._paid[job.id] = 0.0
-        self._inner.arrive(job)
 
     def charge(self, job: Job, seconds: float) -> None:
         self._pay(job)
