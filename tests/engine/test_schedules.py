@@ -109,7 +109,8 @@ def check_schedule(family: str, seed: int, *, slow_link: bool) -> RandomSchedule
         assert reply.wait().tokens == own["tokens"]
         if own["read"] is not None:
             for ours, theirs in zip(reply.saves["read"], own["read"], strict=True):
-                torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+                near = 1e-5 if family in ALONE else 1e-9  # BLOOM's softmax is of float32
+                torch.testing.assert_close(ours, theirs, rtol=near, atol=near)
     check_nothing_left(engine)
     return scheduler
 

@@ -15,6 +15,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from threading import RLock
 from typing import Any
@@ -35,6 +36,7 @@ from glassworks.memory.budget import KVBudget
 from glassworks.memory.kv import KVStore
 from glassworks.memory.links import Link
 from glassworks.run.eager import EagerRuntime
+from glassworks.run.joined import JoinedRuntime
 from glassworks.run.packing import PackedRuntime
 from glassworks.schedule import IterationCost, Predictor, scheduler
 from glassworks.schedule.base import Decision, Job, Limits, Memory, Place, Scheduler
@@ -89,7 +91,8 @@ class Engine:
         poison: fill memory that nobody may read with NaN, to show that nobody does.
 
     Attributes:
-        why_not_packed: why this model's requests share no forward passes; None: they do.
+        why_not_packed: why this model's requests are not packed; None: they are. They then decode together in padded
+            passes, or run one by one.
 
     Raises:
         InputError: the model is not in this process, or is no model of tokens; an unknown policy.
@@ -130,11 +133,14 @@ class Engine:
         )
         self.why_not_packed: str | None = None
         packed: PackedRuntime | None = None
+        joined: JoinedRuntime | None = None
         try:
             packed = PackedRuntime(self._local.runtime, model.table)
         except ModelError as error:
             self.why_not_packed = str(error)
-        self._packed = packed
+            with suppress(ModelError):
+                joined = JoinedRuntime(self._local.runtime, model.table)
+        self._shared_steps = packed or joined
         self._admission = Admission(
             self._local, model.table, packed, KVBudget() if kv is None else kv, rows=rows, block_tokens=block_tokens,
             out=out, back=back, poison=poison,
@@ -225,7 +231,7 @@ class Engine:
         return len(self._replies)
 
     def __repr__(self) -> str:
-        packing = "packed" if self.why_not_packed is None else f"one by one: {self.why_not_packed}"
+        packing = "packed" if self.why_not_packed is None else f"not packed: {self.why_not_packed}"
         tiers = ", ".join(str(arena)[1:-1] for arena in self._admission.arenas)
         return f"<engine of {self._core.name}, {self.pending} requests under way, {packing}; {tiers}>"
 
@@ -374,7 +380,7 @@ class Engine:
             self._poll()
 
     def _compute(self, run: Sequence[tuple[Job, int]]) -> Computed:
-        found = compute(run, self._works, self._packed, self._admission.store, share=self._share)
+        found = compute(run, self._works, self._shared_steps, self._admission.store, share=self._share)
         self.stats.steps += found.steps
         self.stats.alone_steps += found.alone_steps
         self.stats.prompt_tokens += found.prefill_tokens

@@ -1,4 +1,4 @@
-"""One iteration's computing: the packed step of all that share it, then the passes of what runs by itself.
+"""One iteration's computing: the packed (or padded) step of all that share it, then the passes of what runs by itself.
 
 It is told who runs and computes; it decides nothing, and hands nothing on: what came, and what failed, is the answer.
 """
@@ -10,6 +10,7 @@ import torch
 
 from glassworks.engine.work import AloneWork, PackedWork, Work
 from glassworks.memory.kv import KVStore
+from glassworks.run.joined import JoinedRuntime, Row
 from glassworks.run.packing import PackedRuntime, Part
 from glassworks.schedule.base import Job, Place
 
@@ -38,8 +39,8 @@ class Computed:
 
 
 def compute(
-    run: Sequence[tuple[Job, int]], works: Mapping[Job, Work], packed: PackedRuntime | None, store: KVStore | None, *,
-    share: bool,
+    run: Sequence[tuple[Job, int]], works: Mapping[Job, Work], packed: PackedRuntime | JoinedRuntime | None,
+    store: KVStore | None, *, share: bool,
 ) -> Computed:  # fmt: skip
     """Compute so many tokens of each job. One whose blocks are on their way, or are not to be had, is left out.
 
@@ -73,8 +74,12 @@ def compute(
         found.ran.append(job)
         found.context_tokens += context
         found.prefill_tokens += tokens if tokens > 1 else 0
-    if parts and packed is not None and store is not None:
+    if parts and isinstance(packed, PackedRuntime) and store is not None:
         _packed_step(parts, packed, store, found)
+    joining = [own for own in alone if own.can_join] if isinstance(packed, JoinedRuntime) else []
+    if len(joining) > 1 and isinstance(packed, JoinedRuntime):
+        alone = [own for own in alone if own not in joining]
+        _joined_step(joining, packed, found)
     for own in alone:
         _alone_step(own, found)
     return found
@@ -116,6 +121,30 @@ def _chosen(parts: Parts, logits: Sequence[torch.Tensor] | None, failures: dict[
             except Exception as error:  # noqa: BLE001
                 failures[k] = error
     return chosen
+
+
+def _joined_step(works: Sequence[AloneWork], joined: JoinedRuntime, found: Computed) -> None:
+    begun: list[tuple[AloneWork, Row]] = []
+    for work in works:
+        try:
+            begun.append((work, work.row()))
+        except Exception as error:  # noqa: BLE001
+            found.failed.append((work, error))
+    try:
+        decoded = joined.step([row for _, row in begun])
+    except Exception as error:  # noqa: BLE001 - the model itself failed
+        found.failed += [(work, error) for work, _ in begun]
+        return
+    found.steps += 1
+    assert decoded.logits is not None
+    for k, (work, _) in enumerate(begun):
+        try:
+            if k in decoded.failures:
+                raise decoded.failures[k]
+            work.took(decoded.logits[k])
+            found.came.append((work, work.logits))
+        except Exception as error:  # noqa: BLE001
+            found.failed.append((work, error))
 
 
 def _alone_step(work: AloneWork, found: Computed) -> None:

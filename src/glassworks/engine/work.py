@@ -17,6 +17,7 @@ from glassworks.engine.loop import Generating
 from glassworks.graph.backend import Generation, Results
 from glassworks.graph.place import Plan
 from glassworks.memory.kv import KVStore, Table, Where
+from glassworks.run.joined import Row
 from glassworks.run.packing import Part
 from glassworks.schedule.base import Job, Place
 
@@ -194,6 +195,32 @@ class AloneWork(Work):
         with torch.inference_mode(False), torch.no_grad():
             self.ended = next(self._passes, True)
         self.dropped = False
+
+    # Decoding together with others (see `run.joined`).
+
+    @property
+    def can_join(self) -> bool:
+        """Whether its next step is one token of one row, after keys and values of its own."""
+        rows = self.run.rows
+        return self.facts.why_alone is None and rows is not None and rows.step > 0 and bool(rows.computed)
+
+    def row(self) -> Row:
+        """Its next step, begun."""
+        rows = self.run.rows
+        assert rows is not None
+        rows.begin()
+        looks = rows.interpreter if rows.interpreter is not None and rows.interpreter.actions else None
+        return Row(rows.new[0][-1], self._cache["past_key_values"], looks)
+
+    def took(self, logits: torch.Tensor) -> None:
+        """The step has been performed; `logits`: of its token, `[1, vocab]`."""
+        rows = self.run.rows
+        assert rows is not None
+        rows.take(logits)
+        self.ended = rows.ended
+        if self.ended:
+            self._cache.clear()
+            self.run.generated(rows)
 
     @property
     def logits(self) -> torch.Tensor | None:

@@ -97,8 +97,7 @@ class PackedRuntime:
             raise ModelError("it takes no position_ids, so its rows could not be told apart")
         self._takes_logits = "logits_to_keep" in takes
         for config in self._configs:
-            if rotary := sorted(_rotary_kinds(config) & _DYNAMIC):
-                raise ModelError(f"its rotary embedding ({', '.join(rotary)}) depends on the longest row of a batch")
+            refuse_dynamic_rotary(config)
             unknown = sorted(set(getattr(config, "layer_types", None) or ()) - _KNOWN)
             if unknown:
                 raise ModelError(f"it has layers of kind {', '.join(unknown)}, whose state is not keys and values")
@@ -155,9 +154,7 @@ class PackedRuntime:
         with torch.no_grad():
             alone = [self.module(torch.tensor([row], device=device), use_cache=False).logits[0, -1] for row in rows]
         for ours, theirs in zip(returned.logits, alone, strict=True):
-            scale = float(theirs.double().abs().max()) or 1.0
-            error = float((ours[0].double() - theirs.double()).abs().max())
-            if not error <= max(1e-4, 16 * torch.finfo(theirs.dtype).eps) * scale:
+            if (error := agree(ours[0], theirs)) is not None:
                 raise ModelError(f"packed, its rows give other logits than alone (by {error:.1e})")
 
     # A step.
@@ -275,7 +272,7 @@ class RowsWatch(Watch):
     """
 
     def __init__(
-        self, eager: EagerRuntime, interpreters: Sequence[Interpreter], step: PackedStep, *, to_the_end: bool
+        self, eager: EagerRuntime, interpreters: Sequence[Interpreter], step: PackedStep | None, *, to_the_end: bool
     ) -> None:
         super().__init__(eager.modules, interpreters)
         self._step, self._only, self._outputs = step, None, {}
@@ -285,7 +282,7 @@ class RowsWatch(Watch):
             self.last = None
 
     def _tell(self, event: int, raw: Any, *, stop: bool = True) -> Any:
-        speaking = self._step.speaking
+        speaking = None if self._step is None else self._step.speaking
         for own in self.interpreters if speaking is None else (speaking,):
             if event in own.actions and own not in self.failures:
                 try:
@@ -295,6 +292,19 @@ class RowsWatch(Watch):
         if event == self.last and stop:
             raise Stopped
         return raw
+
+
+def agree(ours: Tensor, theirs: Tensor) -> float | None:
+    """None if logits agree as far as their number format goes; else by how much they do not."""
+    scale = float(theirs.double().abs().max()) or 1.0
+    error = float((ours.double() - theirs.double()).abs().max())
+    return None if error <= max(1e-4, 16 * torch.finfo(theirs.dtype).eps) * scale else error
+
+
+def refuse_dynamic_rotary(config: Any) -> None:
+    """ModelError: what a rotary embedding gives a row depends on the longest in the batch."""
+    if rotary := sorted(_rotary_kinds(config) & _DYNAMIC):
+        raise ModelError(f"its rotary embedding ({', '.join(rotary)}) depends on the longest row of a batch")
 
 
 def _divided(logits: Tensor, order: Sequence[int], keeps: Sequence[int]) -> list[Tensor]:
