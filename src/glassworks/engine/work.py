@@ -92,6 +92,7 @@ class PackedWork(Work):
         self.rows: Generating = run.generating(self._forward, generation or Generation(0))
         self._prompt = list(run.inputs.invokes[0].ids[0])
         self._heads = run.reads_prompt_logits(self._forward)
+        self._gave_token = False
 
     @property
     def ids(self) -> list[int]:
@@ -129,12 +130,14 @@ class PackedWork(Work):
         return self.store.adopt(self.table, self.ids)
 
     def publish(self) -> None:
-        """Let others take over its beginning, unless a graph has shaped it."""
-        if not self.facts.writes:
+        """Let others take over its beginning, unless a graph has shaped it, or its last pass ended before the last
+        layer: only one that gave a token surely did not."""
+        if not self.facts.writes and self._gave_token:
             self.store.publish(self.table, self.ids)
 
     def took(self, token: int | None) -> None:
         """A step of the generation has ended, with a token or without."""
+        self._gave_token = token is not None
         self.rows.took(None if token is None else [token])
         self.ended = self.rows.ended
         if self.ended and self._generates:

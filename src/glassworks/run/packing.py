@@ -177,7 +177,9 @@ class PackedRuntime:
         kept = [at for own, keep in zip(spans, keeps, strict=True) for at in range(own.end - keep, own.end)]
         self._place(spans, keeps, start)
         looking = [own.interpreter for own in spans if own.interpreter is not None]
-        watch = RowsWatch(self.eager, looking, step, to_the_end=any(keeps))
+        # nobody looks on at a chunk of a prompt, whose keys and values are needed in every layer
+        whole = any(part.keep or part.interpreter is None for part in parts)
+        watch = RowsWatch(self.eager, looking, step, to_the_end=whole)
         with self._ours(), _within(step), torch.no_grad():
             logits = self._watched(watch, ids, positions, kept)
         if logits is not None and step.calls != len(self._layers):
