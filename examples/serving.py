@@ -1,4 +1,4 @@
-"""Many requests share each forward pass: a streamed reply, a graph, one called off, and a policy that lets short ones by."""
+"""Many requests share each step: a streamed reply, a graph, one called off, and a policy that lets short ones by."""
 
 import glassworks as gw
 

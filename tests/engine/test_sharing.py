@@ -114,6 +114,34 @@ def test_known_beginnings_make_way_for_requests(model: Any, bare: Any) -> None:
     check_nothing_left(engine)
 
 
+@pytest.mark.parametrize("new", [0, 3])
+def test_a_pass_that_ended_early_leaves_nothing_to_share(model: Any, bare: Any, new: int) -> None:
+    """Its last layers have computed no keys and values; a block of a graph that reads early steps ends so."""
+    engine = small(model)
+    prompt = BEGIN[:5] if new == 0 else BEGIN[:6]  # in the last step, a block of four is full
+    shared = model.on(engine)
+    if new:
+        with shared.generate(prompt, max_new_tokens=new) as t, t.steps[0:new]:
+            shared.layers[0].output.save()
+    else:
+        with shared.trace(prompt):
+            shared.layers[0].output.save()
+    longer = [*prompt, *lone(bare, prompt)[:new], 20]
+    reply = engine.submit(gw.Request(longer, max_new_tokens=7)).wait()
+    assert reply.tokens == lone(bare, longer)
+
+
+def test_a_chunk_of_a_prompt_in_a_pass_that_others_would_end(model: Any, bare: Any) -> None:
+    engine = small(model, tokens=6, policy="fcfs")
+    long = [(7 * k) % 90 + 3 for k in range(40)]
+    reply = engine.submit(gw.Request(long, max_new_tokens=7))
+    with model.record() as t:
+        model.layers[0].output[:, -1].save("read")
+    looking = engine.submit(gw.Request([5], max_new_tokens=0, graph=t.graph))
+    assert reply.wait().tokens == lone(bare, long)
+    assert looking.wait().tokens == []
+
+
 # Edited models.
 
 
