@@ -20,7 +20,7 @@ from glassworks.graph.place import Plan
 from glassworks.graph.sites import SiteTable
 from glassworks.memory.arena import Arena
 from glassworks.memory.budget import KVBudget
-from glassworks.memory.kv import KVStore, arenas_of
+from glassworks.memory.kv import FRAMES, KVStore, arenas_of
 from glassworks.memory.links import Link, link_for
 from glassworks.run.frame import Frame
 from glassworks.run.packing import PackedRuntime
@@ -130,7 +130,7 @@ class Admission:
                     f"the graph of this request writes or looks at its prompt, so it is never computed again and must "
                     f"be able to leave the device: that takes {store.blocks(most)} blocks of {self._block_tokens} "
                     f"tokens off the device, where {room} are; give KVBudget(host=...) "
-                    f"{spelled((store.blocks(most) + 1) * store.pool.block_bytes)}"
+                    f"{spelled((store.blocks(most) + 2) * store.pool.block_bytes * FRAMES // (FRAMES - 1))}"
                 )
         table = store.open(job.user)
         return PackedWork(job, run, plan, facts, store=store, table=table, generation=generation)

@@ -248,6 +248,7 @@ class Engine:
         graph = Graph((), invokes=1) if request.graph is None else request.graph
         if graph.invokes != 1:
             raise InputError(f"a request's graph has one invoke, got {graph.invokes}: model.on(engine) takes those")
+        _check_inputs(graph, request)
         graph = with_results(self._model.with_edits(graph))  # all steps run, whatever the graph needs
         graph = replace(graph, seed=graph.seed if request.seed is None else request.seed)
         inputs = Inputs((Rows(ids),), named=request.inputs)
@@ -425,3 +426,13 @@ class Engine:
         if self._works.pop(work.job, None) is not None:  # otherwise the scheduler has not heard of it
             self._scheduler.finish(work.job, self.clock.now_s())
         work.close()
+
+
+def _check_inputs(graph: Graph, request: Request) -> None:
+    """InputError: inputs that the graph has not, or has and was not given."""
+    wanted = {node.target for node in graph.nodes if node.kind == "input"}
+    if wanted != set(request.inputs):
+        raise InputError(
+            f"the graph has the inputs {', '.join(sorted(wanted)) or 'none'}; "
+            f"the request gives {', '.join(sorted(request.inputs)) or 'none'}"
+        )

@@ -47,16 +47,19 @@ class Pool:
         keys, values: for each layer `[blocks, heads, block_tokens, dim]`.
         count: blocks that can be handed out. reserved: those of them that are promised to somebody and not handed out.
 
+    Args:
+        left_bytes: what is left of the arena for others than blocks.
+
     Raises:
         BudgetExceeded: the arena does not hold a single block.
     """
 
     def __init__(
         self, geometry: Geometry, arena: Arena, *, block_tokens: int, device: torch.device, file: bool = False,
-        pinned: bool = False, poison: bool = False,
+        pinned: bool = False, poison: bool = False, left_bytes: int = 0,
     ) -> None:  # fmt: skip
         self.arena, self.block_bytes = arena, geometry.token_bytes * block_tokens
-        blocks = arena.budget_bytes // self.block_bytes
+        blocks = (arena.budget_bytes - left_bytes) // self.block_bytes
         if blocks < 2:
             raise BudgetExceeded(
                 f"the {arena.name} has {spelled(arena.budget_bytes)}; one block of {block_tokens} tokens takes "

@@ -19,6 +19,9 @@ from glassworks.memory.budget import KVBudget
 from glassworks.memory.links import Fence, Link, SameMemory
 from glassworks.memory.prefix import PrefixIndex, block_keys
 
+FRAMES = 8
+"""One part in so many of each tier off the device is never given to blocks: it is left for what requests have saved."""
+
 
 class Where(Enum):
     """Of a table's blocks."""
@@ -74,9 +77,10 @@ class KVStore:
             Pool(
                 geometry, arena, block_tokens=block_tokens, device=torch.device("cpu"), file=arena.name == "disk",
                 pinned=device.type == "cuda" and arena.name == "host", poison=poison,
+                left_bytes=arena.budget_bytes // FRAMES,
             )
             for arena in others
-            if arena.budget_bytes >= 2 * geometry.token_bytes * block_tokens
+            if arena.budget_bytes - arena.budget_bytes // FRAMES >= 2 * geometry.token_bytes * block_tokens
         ]  # fmt: skip
         self.out, self.back = out or SameMemory(), back or SameMemory()
         self.prefixes = PrefixIndex()
