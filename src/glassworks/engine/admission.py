@@ -51,10 +51,11 @@ class Admission:
         self.store: KVStore | None = None
         self._measured: tuple[int, int] | None = None
         if packed is not None:
-            self.store = KVStore(
-                packed.geometry, self.arenas, block_tokens=block_tokens, device=device, out=self._out, back=self._back,
-                poison=poison,
-            )  # fmt: skip
+            with torch.inference_mode(False):  # steps write to it, in whatever mode
+                self.store = KVStore(
+                    packed.geometry, self.arenas, block_tokens=block_tokens, device=device, out=self._out,
+                    back=self._back, poison=poison,
+                )  # fmt: skip
             self._block_bytes = self.store.pool.block_bytes
         else:
             self._block_bytes = max(self.cache_sizes[0], 1) * block_tokens
@@ -170,12 +171,14 @@ class Admission:
 
     # Letting it in.
 
+    def needs_promise(self, work: Work) -> bool:
+        """Whether room off the device has to be kept for it: it may not be computed again."""
+        return isinstance(work, PackedWork) and not work.job.recomputable and work.job.max_new_tokens > 0
+
     def promised(self, work: Work) -> bool:
-        """Keep room off the device for what may not be computed again; whether there is enough now."""
-        if not isinstance(work, PackedWork) or work.job.recomputable or not work.job.max_new_tokens:
-            return True
-        most = work.job.prompt_tokens + work.job.max_new_tokens - 1
-        return work.store.promise(work.table, most)
+        """Keep that room; whether there is enough now."""
+        assert isinstance(work, PackedWork)
+        return work.store.promise(work.table, work.job.prompt_tokens + work.job.max_new_tokens - 1)
 
     def prepare(self, work: Work) -> None:
         """What needs no forward pass, computed before the first."""

@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from threading import RLock
 from typing import Any
 
+import torch
+
 from glassworks.engine.admission import Admission
 from glassworks.engine.backend import EngineBackend
 from glassworks.engine.handing import Replies
@@ -27,7 +29,7 @@ from glassworks.engine.local import HasLocal
 from glassworks.engine.requests import Reply, Request, Timing
 from glassworks.engine.steps import Computed, compute
 from glassworks.engine.work import AloneWork, PackedWork, Work
-from glassworks.errors import Cancelled, InputError, ModelError
+from glassworks.errors import Cancelled, InputError, ModelError, ScopeError
 from glassworks.graph.backend import Generation, Inputs, Rows
 from glassworks.graph.graph import Graph
 from glassworks.measure.clock import Clock, RealClock, VirtualClock
@@ -86,7 +88,8 @@ class Engine:
         starvation_s: whoever was not served for so long goes first; None: there is no bound.
         predictor: of lengths, for `srpt-predicted`. cost: measured by `glassworks measure`; what iterations cost is
             learnt from there on. inner: with `fair`: the policy among the requests of one user.
-        share: whether requests of one user that begin alike compute their beginning once.
+        share: whether requests of one user that begin alike compute their beginning once. Whoever changes the weights
+            calls `engine.forget()`.
         clock: `VirtualClock` for experiments on schedules. out, back: the links from the device and to it.
         poison: fill memory that nobody may read with NaN, to show that nobody does.
 
@@ -118,6 +121,7 @@ class Engine:
                 "an engine runs a language model of this process, of gw.load or gw.wrap; for one that is elsewhere, "
                 "its service has an engine"
             )
+        self._check_options(policy, kv, clock, cost, starvation_s, predictor, inner)
         self._local = model.backend.local
         if not isinstance(self._local.runtime, EagerRuntime):
             raise InputError("an engine runs a model in one piece: load it without stages")
@@ -152,7 +156,28 @@ class Engine:
         self._replies = Replies(self._core.text, self._admission.frames, self.clock.now_s)
         self._ran: set[Job] = set()
         self._idle = 0
+        self._iterating = False
         self._lock = RLock()
+
+    def _check_options(
+        self, policy: Any, kv: Any, clock: Any, cost: Any, starvation_s: Any, predictor: Any, inner: Any
+    ) -> None:
+        wanted = {"kv": (kv, KVBudget), "cost": (cost, CostTable)}
+        for name, (value, kind) in wanted.items():
+            if value is not None and not isinstance(value, kind):
+                raise InputError(f"{name} is a gw.{kind.__name__}, got {value!r}")
+        if clock is not None and not isinstance(clock, RealClock | VirtualClock):
+            raise InputError(f"clock is a RealClock or a VirtualClock of glassworks.measure, got {clock!r}")
+        if starvation_s is not None and not isinstance(starvation_s, int | float):
+            raise InputError(f"starvation_s is a number of seconds, got {starvation_s!r}")
+        if isinstance(policy, str):
+            return
+        if not all(callable(getattr(policy, name, None)) for name in ("arrive", "charge", "finish", "decide")):
+            raise InputError(
+                f"policy is the name of one, or a Scheduler (see glassworks.schedule.base); got {policy!r}"
+            )
+        if (starvation_s, predictor, inner) != (None, None, None):
+            raise InputError("starvation_s, predictor and inner are for a policy by name; a scheduler has its own")
 
     # What people call.
 
@@ -176,6 +201,8 @@ class Engine:
             InputError: one of them cannot be; then none has begun.
         """
         with self._lock:
+            if isinstance(requests, Request):
+                raise InputError("engine.run takes several requests: engine.run([request]), or engine.submit(request)")
             made = [(request, self._work_of(request)) for request in requests]
             replies = [self._taken(request, work) for request, work in made]
         left = list(replies)
@@ -191,6 +218,12 @@ class Engine:
         """One iteration; whether there is anything left to do."""
         with self._lock:
             return self._iterate()
+
+    def forget(self) -> None:
+        """Forget the beginnings that requests share: after the model's weights have changed, say."""
+        with self._lock:
+            if self.store is not None:
+                self.store.forget()
 
     def drain(self) -> None:
         """Run everything that was submitted to its end."""
@@ -240,6 +273,12 @@ class Engine:
     def _work_of(self, request: Request) -> Work:
         """A request as an experiment that is checked and has not begun."""
         core = self._core
+        if not isinstance(request, Request):
+            raise InputError(f"an engine takes requests, gw.Request(prompt); got {type(request).__name__}")
+        if request.options.get("num_beams", 1) != 1:
+            raise InputError(
+                "a request has one row, and beams are several: use model.on(engine).generate(num_beams=...)"
+            )
         ids = prompt_rows(request.prompt, core.text, vocab=core.table.vocab, positions=core.table.positions)
         if len(ids) != 1:
             raise InputError(f"a request has one prompt, got {len(ids)}: make a request of each")
@@ -283,6 +322,13 @@ class Engine:
             if not reply.done:
                 self._iterate()
 
+    def _refuse_inside(self) -> None:
+        if self._iterating:
+            raise ScopeError(
+                "a graph's function runs inside an iteration of this engine, and cannot wait for another: call it off, "
+                "or ask for it from outside"
+            )
+
     def _cancel(self, work: Work) -> None:
         with self._lock:
             if work in self._replies:
@@ -291,6 +337,15 @@ class Engine:
     # One iteration.
 
     def _iterate(self) -> bool:
+        self._refuse_inside()
+        self._iterating = True
+        try:
+            with torch.inference_mode(False):
+                return self._iteration()
+        finally:
+            self._iterating = False
+
+    def _iteration(self) -> bool:
         self._admit()
         moving = self._poll()
         if not self._works:
@@ -312,6 +367,8 @@ class Engine:
             )  # fmt: skip
             self._account(found.ran, seconds)
         self._hand_on(found)
+        if found.interrupted is not None:
+            raise found.interrupted
         if not (found.ran or found.failed or decision.leave or decision.come or decision.drop):
             return self._nothing(moving)
         return bool(self._replies)
@@ -321,24 +378,31 @@ class Engine:
         return self._admission.memory(kept_blocks=sum(own.table.reserved for own in here))
 
     def _admit(self) -> None:
-        """Take in what came, in order, as long as what it must be promised is there."""
+        """Take in what came. What must be promised room first waits for it in order, and holds up nobody else."""
         now_s = self.clock.now_s()
-        while self._waiting:
-            work = self._waiting[0]
+        waiting, self._waiting = self._waiting, deque()
+        short = False
+        for work in waiting:
             if work not in self._replies:
-                self._waiting.popleft()
                 continue
             try:
-                if not self._admission.promised(work):
-                    return
+                if self._admission.needs_promise(work) and (short or not self._admission.promised(work)):
+                    short = True
+                    self._waiting.append(work)
+                    continue
                 self._admission.prepare(work)
-                self._scheduler.arrive(work.job, now_s)  # which may refuse it: an oracle has to be told lengths
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's
-                self._waiting.popleft()
                 self._fail(work, error)
                 continue
-            self._waiting.popleft()
-            self._works[work.job] = work
+            self._take_in(work, now_s)
+
+    def _take_in(self, work: Work, now_s: float) -> None:
+        try:
+            self._scheduler.arrive(work.job, now_s)
+        except Exception as error:  # noqa: BLE001 - a scheduler may refuse a job
+            self._fail(work, error)
+            return
+        self._works[work.job] = work
 
     def _poll(self) -> bool:
         """Let copies that have ended count; whether others are under way."""
@@ -386,8 +450,9 @@ class Engine:
         self.stats.alone_steps += found.alone_steps
         self.stats.prompt_tokens += found.prefill_tokens
         for work, tokens in found.shared_tokens.items():
-            self._replies.timing(work).shared_tokens += tokens
             self.stats.shared_tokens += tokens
+            if work in self._replies:
+                self._replies.timing(work).shared_tokens += tokens
         return found
 
     def _hand_on(self, found: Computed) -> None:
@@ -395,6 +460,8 @@ class Engine:
         for work, error in found.failed:
             self._fail(work, error)
         for work, logits in found.came:
+            if work not in self._replies:
+                continue
             try:
                 count, ended = self._replies.hand_on(work, logits)
                 self.stats.new_tokens += count
@@ -407,8 +474,9 @@ class Engine:
     def _account(self, ran: Sequence[Job], seconds: float) -> None:
         now_s = self.clock.now_s()
         for job in ran:
-            self._works[job].observe()
-            self._scheduler.charge(job, seconds, now_s)
+            if job in self._works:  # not called off meanwhile
+                self._works[job].observe()
+                self._scheduler.charge(job, seconds, now_s)
         runs = set(ran)
         for job in self._ran - runs:
             if job in self._works:

@@ -61,7 +61,7 @@ class Replies:
         self._count(work)
         if isinstance(work, PackedWork) and (work.ended or len(work.new) == 1):
             work.publish()
-        return len(new), work.ended or (bool(new) and _stop_at(reply, reply.text) is not None)
+        return len(new), work.ended or (bool(new and reply.request.stop) and _stop_at(reply, reply.text) is not None)
 
     def _spell(self, work: Work, tokens: list[int]) -> str:
         """The text that the last token adds; a part of a character waits for the rest of it."""

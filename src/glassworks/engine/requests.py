@@ -51,7 +51,17 @@ class Request:
             own = getattr(self, name)
             if (type(own) is not int or own < 0) and not (name == "seed" and own is None):
                 raise InputError(f"{name} is an int of at least 0, got {own!r}")
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+        for name in ("options", "inputs"):
+            if not isinstance(own := getattr(self, name), Mapping):
+                raise InputError(f"{name} is a mapping by name, got {own!r}")
+        expected = self.expected_tokens
+        if expected is not None and not (isinstance(expected, int | float) and expected >= 0):
+            raise InputError(f"expected_tokens is a number of at least 0, or None; got {expected!r}")
+        if (
+            not isinstance(self.stop, Sequence)
+            or isinstance(self.stop, str)
+            or not all(isinstance(text, str) and text for text in self.stop)
+        ):
             raise InputError(f"stop is a list of texts, such as ['\\n\\n'], got {self.stop!r}")
         if self.graph is not None and not isinstance(self.graph, Graph):
             raise InputError(f"graph is a gw.Graph (t.graph of a block), got {type(self.graph).__name__}")
@@ -63,7 +73,8 @@ class Request:
 class Token:
     """One new token: its id, the text it adds, and with `logprobs=` id -> log probability (its own and the likeliest).
 
-    A token that only begins a character adds no text; the one that ends it adds it all.
+    A token that only begins a character adds no text; the one that ends it adds it all. Tokens are whole: the one in
+    which a stop text begins comes with all of its text, which `reply.text` ends before.
     """
 
     id: int

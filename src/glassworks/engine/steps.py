@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from glassworks.engine.work import AloneWork, PackedWork, Work
+from glassworks.errors import ModelError
 from glassworks.memory.kv import KVStore
 from glassworks.run.joined import JoinedRuntime, Row
 from glassworks.run.packing import PackedRuntime, Part
@@ -26,6 +27,7 @@ class Computed:
         ran: who took part. context_tokens, prefill_tokens: what they attended to, and how much of prompts there was.
         came: whose step has ended, with the logits that its token was chosen from. failed: what ended whom.
         steps, alone_steps: forward passes. shared_tokens: taken over from others.
+        interrupted: what came from outside (a key that was pressed) while a step ran, to be raised once all is told.
     """
 
     ran: list[Job] = field(default_factory=list)
@@ -36,6 +38,7 @@ class Computed:
     steps: int = 0
     alone_steps: int = 0
     shared_tokens: dict[Work, int] = field(default_factory=dict)
+    interrupted: BaseException | None = None
 
 
 def compute(
@@ -91,6 +94,10 @@ def _packed_step(parts: Parts, packed: PackedRuntime, store: KVStore, found: Com
     except Exception as error:  # noqa: BLE001 - the model itself failed
         found.failed += [(work, error) for work, _, _ in parts]
         return
+    except BaseException as error:  # noqa: BLE001 - kept, and raised by the engine
+        found.interrupted = error
+        _undo(parts, error, found)
+        return
     found.steps += 1
     failures = dict(returned.failures)
     chosen = _chosen(parts, returned.logits, failures)
@@ -102,6 +109,17 @@ def _packed_step(parts: Parts, packed: PackedRuntime, store: KVStore, found: Com
             except Exception as error:  # noqa: BLE001
                 failures[k] = error
     found.failed += [(parts[k][0], error) for k, error in failures.items()]
+
+
+def _undo(parts: Parts, error: BaseException, found: Computed) -> None:
+    """A step was broken off: it begins again, but for requests whose graphs may have run in it. Those end."""
+    for work, part, ends in parts:
+        if part.interpreter is not None:
+            found.failed.append(
+                (work, ModelError(f"the step was broken off ({type(error).__name__}); its graph had run"))
+            )
+        elif ends:
+            work.rows.alive.pop()
 
 
 def _chosen(parts: Parts, logits: Sequence[torch.Tensor] | None, failures: dict[int, Exception]) -> dict[int, int]:

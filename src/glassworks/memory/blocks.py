@@ -6,6 +6,7 @@ stands behind a row's last token is multiplied by a probability of zero, and zer
 """
 
 import math
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Pool:
             )
         arena.take(self.block_bytes, "the block of zeros")
         self.count, self.reserved = blocks - 1, 0
-        self._file = Path(tempfile.mkstemp(suffix=".kv")[1]) if file else None
+        self._file = _temporary() if file else None
         self._poison, self._pinned = poison, pinned
         self._taken, self._offset = 0, 0
         shapes = [(own.heads, block_tokens, own.key_dim) for own in geometry.layers]
@@ -144,6 +145,12 @@ class Pool:
         at = torch.tensor(blocks, device=self._device)
         for tensor in (*self.keys, *self.values):
             tensor.index_fill_(0, at, number)
+
+
+def _temporary() -> Path:
+    handle, name = tempfile.mkstemp(suffix=".kv")
+    os.close(handle)
+    return Path(name)
 
 
 def copy_blocks(source: Pool, destination: Pool, pairs: Sequence[tuple[int, int]]) -> None:

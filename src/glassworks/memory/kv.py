@@ -38,7 +38,7 @@ class Table:
     Attributes:
         owner: whose it is; only its own tables share blocks with it.
         blocks: on the device. away: off it, in `tier`. where: which of them count.
-        tokens: how many have been computed. shared: how many of these came with blocks that somebody else computed.
+        tokens: how many have been computed.
         reserved: blocks off the device that are promised to it and that it does not have now. is_promised: it has such.
         closed: its request has ended.
     """
@@ -50,7 +50,7 @@ class Table:
         self.tier: Pool | None = None
         self.reserved, self.is_promised = 0, False
         self.where = Where.HERE
-        self.tokens = self.shared = 0
+        self.tokens = 0
         self.fence: Fence | None = None
         self.closed = False
 
@@ -187,7 +187,7 @@ class KVStore:
         assert table.where in (Where.HERE, Where.AWAY), "nothing is dropped while it is copied"
         self._let_go(table.blocks)
         self._give_away(table, keep=True)
-        table.blocks, table.tokens, table.shared, table.where = [], 0, 0, Where.HERE
+        table.blocks, table.tokens, table.where = [], 0, Where.HERE
 
     def _give_away(self, table: Table, *, keep: bool) -> None:
         if table.away:
@@ -253,22 +253,27 @@ class KVStore:
 
     # Beginnings that several share.
 
-    def adopt(self, table: Table, ids: Sequence[int], *, shaped_by: str = "") -> int:
+    def forget(self) -> None:
+        """Forget all beginnings: nobody takes over what is there now."""
+        self.pool.give(self.prefixes.clear())
+
+    def adopt(self, table: Table, ids: Sequence[int]) -> int:
         """Take over blocks that hold the beginning of a text; gives how many tokens. The last token is never among
         them: somebody has to compute what follows it."""
-        found = self.prefixes.find(block_keys(ids[:-1], self.block_tokens, owner=table.owner, shaped_by=shaped_by))
+        if table.blocks:
+            return 0
+        found = self.prefixes.find(block_keys(ids[:-1], self.block_tokens, owner=table.owner))
         for block in found:
             self.prefixes.wake(block)
         self._doubles += sum(self._users[block] > 0 for block in found)
         self._users.update(found)
         table.blocks, table.tokens = list(found), len(found) * self.block_tokens
-        table.shared = table.tokens
         return table.tokens
 
-    def publish(self, table: Table, ids: Sequence[int], *, shaped_by: str = "") -> None:
+    def publish(self, table: Table, ids: Sequence[int]) -> None:
         """Let others with the same owner take over the full blocks of a table that holds the tokens `ids`."""
         known = ids[: table.tokens]
-        keys = block_keys(known, self.block_tokens, owner=table.owner, shaped_by=shaped_by)
+        keys = block_keys(known, self.block_tokens, owner=table.owner)
         for key, block in zip(keys, table.blocks, strict=False):
             self.prefixes.add(key, block)
 

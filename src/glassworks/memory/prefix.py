@@ -1,8 +1,8 @@
 """Which blocks hold which beginning of a text, so that requests that begin alike compute it once.
 
-A block is known by the tokens up to its end, by what shaped them (the digest of a graph that wrote while they were
-computed; nothing for plain ones) and by whose they are: nobody learns from a shared block, or from how soon a first
-token comes, what somebody else has asked. Only full blocks are known. Knows nothing of tensors.
+A block is known by the tokens up to its end and by whose they are: nobody learns from a shared block, or from how
+soon a first token comes, what somebody else has asked. What a graph has shaped is never offered. Only full blocks are
+known. Knows nothing of tensors.
 """
 
 import hashlib
@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 Key = bytes
 
 
-def block_keys(ids: Sequence[int], block_tokens: int, *, owner: str, shaped_by: str = "") -> Iterator[Key]:
+def block_keys(ids: Sequence[int], block_tokens: int, *, owner: str) -> Iterator[Key]:
     """The key of each full block of a text, from the first on."""
-    key = hashlib.blake2b(repr((owner, shaped_by)).encode(), digest_size=16).digest()
+    key = hashlib.blake2b(owner.encode(), digest_size=16).digest()
     for end in range(block_tokens, len(ids) + 1, block_tokens):
         own = ",".join(map(str, ids[end - block_tokens : end])).encode()
         key = hashlib.blake2b(key + own, digest_size=16).digest()
@@ -70,3 +70,10 @@ class PrefixIndex:
         for block in found:
             del self._block_of[self._key_of.pop(block)]
         return found
+
+    def clear(self) -> list[int]:
+        """Forget all; gives the blocks that nobody uses."""
+        idle = list(self._idle)
+        self._block_of, self._key_of = {}, {}
+        self._idle.clear()
+        return idle

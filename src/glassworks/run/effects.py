@@ -8,6 +8,7 @@ import torch
 from glassworks.errors import GraphError
 from glassworks.graph import logs
 from glassworks.graph.logs import LogEntry
+from glassworks.run.modules import unwatched
 
 if TYPE_CHECKING:
     from glassworks.run.interpret import Interpreter
@@ -52,7 +53,8 @@ def applied(interpreter: "Interpreter", n: int) -> Any:
     node = frame.nodes[n]
     (k, *given), keywords = interpreter.arguments(n)
     function: Callable[..., Any] = frame.graph.functions[k]
-    found = function(*[_copied(item) for item in given])
+    with unwatched():  # it may run the model: that is no part of this pass
+        found = function(*[_copied(item) for item in given])
     count = keywords.get("results")
     if count is None:
         return _tensor(found, frame.device, node.target, may_be_nothing=node.kind == "effect")

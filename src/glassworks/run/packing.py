@@ -13,8 +13,11 @@ Surprises this file settles:
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
+from threading import Lock, RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +36,8 @@ from glassworks.run.packed import STEP, Kind, PackedStep, Span, attend
 from glassworks.run.rows import Slot
 
 NAME = "glassworks_packed"
+_NAMINGS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_NAMINGS_LOCK = Lock()
 _BEFORE = "_glassworks_before_packing"
 _DYNAMIC = frozenset({"dynamic", "longrope"})
 _KNOWN = frozenset({"full_attention", "sliding_attention"})
@@ -79,6 +84,8 @@ class PackedRuntime:
         self.eager, self.table = eager, table
         self.module = eager.module
         self._takes_logits = False
+        with _NAMINGS_LOCK:
+            self._naming = _NAMINGS.setdefault(self.module, _Naming())
         self._configs = _configs(self.module)
         self._refuse_by_configuration()
         self._layers: dict[nn.Module, int] = {}
@@ -98,6 +105,8 @@ class PackedRuntime:
         self._takes_logits = "logits_to_keep" in takes
         for config in self._configs:
             refuse_dynamic_rotary(config)
+            if getattr(config, "attn_temperature_tuning", None):
+                raise ModelError("its queries are scaled by their place in the batch")
             unknown = sorted(set(getattr(config, "layer_types", None) or ()) - _KNOWN)
             if unknown:
                 raise ModelError(f"it has layers of kind {', '.join(unknown)}, whose state is not keys and values")
@@ -110,7 +119,11 @@ class PackedRuntime:
         """
         seen: list[tuple[nn.Module, LayerShape, torch.dtype]] = []
 
-        def look(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, **given: Any) -> tuple[Tensor, None]:
+        def look(
+            module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **given: Any
+        ) -> tuple[Tensor, None]:
+            if _window_differs(mask, given.get("sliding_window")):
+                raise ModelError("its masks have another window than its attention function is told")
             if unknown := sorted(name for name, own in given.items() if name not in _GIVEN and isinstance(own, Tensor)):
                 raise ModelError(f"its attention is given {', '.join(unknown)}, which the packed one does not know")
             seen.append((module, LayerShape(key.shape[1], key.shape[-1], value.shape[-1]), key.dtype))
@@ -231,16 +244,33 @@ class PackedRuntime:
     def _ours(self) -> Iterator[None]:
         """Within the block the model's attention is ours."""
         _register()
-        before = [config._attn_implementation for config in self._configs]
-        for config, name in zip(self._configs, before, strict=True):
-            object.__setattr__(config, _BEFORE, name)
-            config._attn_implementation_internal = NAME
-        try:
+        with self._naming.ours(self._configs):
             yield
-        finally:
-            for config, name in zip(self._configs, before, strict=True):
-                config._attn_implementation_internal = name
-                object.__delattr__(config, _BEFORE)
+
+
+class _Naming:
+    """Who has a model's configurations name our function: one thread at a time, since several engines may have one
+    model; within one thread it nests."""
+
+    def __init__(self) -> None:
+        self._lock, self._depth = RLock(), 0
+
+    @contextmanager
+    def ours(self, configs: Sequence[Any]) -> Iterator[None]:
+        """Within the block these configurations name our function."""
+        with self._lock:
+            before = [config._attn_implementation for config in configs] if self._depth == 0 else []
+            self._depth += 1
+            for config, name in zip(configs, before, strict=False):
+                object.__setattr__(config, _BEFORE, name)
+                config._attn_implementation_internal = NAME
+            try:
+                yield
+            finally:
+                self._depth -= 1
+                for config, name in zip(configs, before, strict=False):
+                    config._attn_implementation_internal = name
+                    object.__delattr__(config, _BEFORE)
 
 
 Placed = tuple[Mapping[int, Slot], Mapping[str, int]]
@@ -287,10 +317,13 @@ class RowsWatch(Watch):
         speaking = None if self._step is None else self._step.speaking
         for own in self.interpreters if speaking is None else (speaking,):
             if event in own.actions and own not in self.failures:
+                token = STEP.set(None)  # a graph may run the model: that is no part of this step
                 try:
                     raw = own.at(event, raw)
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's
                     self.failures[own] = error
+                finally:
+                    STEP.reset(token)
         if event == self.last and stop:
             raise Stopped
         return raw
@@ -317,16 +350,16 @@ def _divided(logits: Tensor, order: Sequence[int], keeps: Sequence[int]) -> list
 # The function that models call.
 
 _GIVEN = frozenset({"attention_mask", "position_ids", "s_aux", "cu_seq_lens_q", "cu_seq_lens_k"})
-_LOOK: list[Any] = []
+_LOOK: ContextVar[Any] = ContextVar("glassworks_packing_probe", default=None)
 
 
 @contextmanager
 def _looking(look: Any) -> Iterator[None]:
-    _LOOK.append(look)
+    token = _LOOK.set(look)
     try:
         yield
     finally:
-        _LOOK.pop()
+        _LOOK.reset(token)
 
 
 @contextmanager
@@ -342,8 +375,8 @@ def _function(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
 ) -> Any:
     """What a model calls while a step runs; see `packed.attend`. Outside of one, what was there before."""
-    if _LOOK:
-        return _LOOK[-1](module, query, key, value, **kwargs)
+    if (look := _LOOK.get()) is not None:
+        return look(module, query, key, value, attention_mask, **kwargs)
     step = STEP.get()
     if step is None:
         before = getattr(module.config, _BEFORE)
@@ -358,9 +391,32 @@ def _function(
     return attend(step, module, query, key, value, kind), None
 
 
+class _Seen:
+    """In the place of a mask, in the self-check: which keys a query sees, by transformers' own function of indices."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __call__(self, query: int, key: int) -> bool:
+        one = [torch.tensor(number) for number in (0, 0, query, key)]
+        return bool(self._function(*one))
+
+
+def _window_differs(seen: Any, window: int | None) -> bool:
+    """Whether a mask has another window than its attention function was told."""
+    if not isinstance(seen, _Seen):
+        return False
+    far = 10**6 if window is None else 2 * window + 3
+    if window is None:
+        return not (seen(far, 0) and not seen(far, far + 1))
+    return not (seen(far, far - window + 1) and not seen(far, far - window))
+
+
 def _mask(*args: Any, config: Any = None, **kwargs: Any) -> Any:
     """No mask for a packed step; outside of one, what was there before."""
-    if _LOOK or STEP.get() is not None:
+    if _LOOK.get() is not None:
+        return _Seen(kwargs["mask_function"]) if "mask_function" in kwargs else None
+    if STEP.get() is not None:
         return None
     from transformers import AttentionMaskInterface
 
