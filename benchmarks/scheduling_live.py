@@ -3,10 +3,11 @@
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/scheduling_live.py [--seeds 5] [--count 250] [--out FOLDER]
 
 A Llama of two layers with random weights; log-normal outputs (mean 250, cv 2, clipped), load 0.9 of 4 rows under the
-costs that the engine itself has learnt in a warm-up. The engine runs on a virtual clock that advances by the
-CPU-seconds of each iteration, so that neighbours on the machine stretch iterations and change no order. Four rows, since
-a queue builds up at load 0.9 behind four within hundreds of requests, and behind sixteen within thousands. Figures: how
-many times better mlfq's mean latency per output token, first token and completion are, in both, and their proportion.
+costs that the engine itself has learnt in a warm-up. The engine runs on a virtual clock that advances by the CPU-
+seconds of each iteration, so that neighbours on the machine stretch iterations and change no order. Four rows, since
+a queue builds up at load 0.9 behind four within hundreds of requests, and behind sixteen within thousands. Figures:
+how many times better mlfq's mean latency per output token, first token and completion are, in both, and their
+proportion.
 """
 
 import argparse
