@@ -45,7 +45,7 @@ UNARY: dict[str, Callable[[Any], Any]] = {
     "einsum": lambda x: torch.einsum("bsd,de->bse", x, MATRIX),
     "bfloat16": lambda x: x * HALF,
     "softmax": lambda x: x.softmax(-1),
-    "layer norm": lambda x: F.layer_norm(x, (x.shape[-1],)),
+    "layer norm": lambda x: F.layer_norm(x, (x.shape[-1],), eps=1.0),  # of two like numbers, it must not magnify noise
     "last": lambda x: x[:, -1:],
     "first": lambda x: x[:, :1],
     "cut": lambda x: x[..., 4:20],
