@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from threading import RLock
 from typing import Any
 
@@ -26,6 +26,7 @@ from glassworks.engine.admission import Admission
 from glassworks.engine.backend import EngineBackend
 from glassworks.engine.handing import Replies
 from glassworks.engine.local import HasLocal
+from glassworks.engine.options import Stats, check_inputs, check_options
 from glassworks.engine.requests import Reply, Request, Timing
 from glassworks.engine.steps import Computed, compute
 from glassworks.engine.work import AloneWork, PackedWork, Work
@@ -50,29 +51,6 @@ _PAUSE_S = 1e-4
 """How long to wait for a copy when nothing else can be done."""
 _PATIENCE = 1000
 """Iterations in a row in which nothing runs, moves or is dropped."""
-
-
-@dataclass(slots=True)
-class Stats:
-    """What an engine has done so far.
-
-    Attributes:
-        iterations: scheduled ones. steps: packed forward passes. alone_steps: passes of what runs by itself.
-        prompt_tokens, new_tokens: computed, and made. shared_tokens: of prompts, taken over from others.
-        swaps_out, swaps_in, drops: how often keys and values left, came back, or were forgotten to be computed again.
-        seconds: spent in iterations.
-    """
-
-    iterations: int = 0
-    steps: int = 0
-    alone_steps: int = 0
-    prompt_tokens: int = 0
-    new_tokens: int = 0
-    shared_tokens: int = 0
-    swaps_out: int = 0
-    swaps_in: int = 0
-    drops: int = 0
-    seconds: float = 0.0
 
 
 class Engine:
@@ -121,7 +99,7 @@ class Engine:
                 "an engine runs a language model of this process, of gw.load or gw.wrap; for one that is elsewhere, "
                 "its service has an engine"
             )
-        self._check_options(policy, kv, clock, cost, starvation_s, predictor, inner)
+        check_options(policy, kv, clock, cost, starvation_s, predictor, inner)
         self._local = model.backend.local
         if not isinstance(self._local.runtime, EagerRuntime):
             raise InputError("an engine runs a model in one piece: load it without stages")
@@ -158,26 +136,6 @@ class Engine:
         self._idle = 0
         self._iterating = False
         self._lock = RLock()
-
-    def _check_options(
-        self, policy: Any, kv: Any, clock: Any, cost: Any, starvation_s: Any, predictor: Any, inner: Any
-    ) -> None:
-        wanted = {"kv": (kv, KVBudget), "cost": (cost, CostTable)}
-        for name, (value, kind) in wanted.items():
-            if value is not None and not isinstance(value, kind):
-                raise InputError(f"{name} is a gw.{kind.__name__}, got {value!r}")
-        if clock is not None and not isinstance(clock, RealClock | VirtualClock):
-            raise InputError(f"clock is a RealClock or a VirtualClock of glassworks.measure, got {clock!r}")
-        if starvation_s is not None and not isinstance(starvation_s, int | float):
-            raise InputError(f"starvation_s is a number of seconds, got {starvation_s!r}")
-        if isinstance(policy, str):
-            return
-        if not all(callable(getattr(policy, name, None)) for name in ("arrive", "charge", "finish", "decide")):
-            raise InputError(
-                f"policy is the name of one, or a Scheduler (see glassworks.schedule.base); got {policy!r}"
-            )
-        if (starvation_s, predictor, inner) != (None, None, None):
-            raise InputError("starvation_s, predictor and inner are for a policy by name; a scheduler has its own")
 
     # What people call.
 
@@ -287,7 +245,7 @@ class Engine:
         graph = Graph((), invokes=1) if request.graph is None else request.graph
         if graph.invokes != 1:
             raise InputError(f"a request's graph has one invoke, got {graph.invokes}: model.on(engine) takes those")
-        _check_inputs(graph, request)
+        check_inputs(graph, request)
         graph = with_results(self._model.with_edits(graph))  # all steps run, whatever the graph needs
         graph = replace(graph, seed=graph.seed if request.seed is None else request.seed)
         inputs = Inputs((Rows(ids),), named=request.inputs)
@@ -494,13 +452,3 @@ class Engine:
         if self._works.pop(work.job, None) is not None:  # otherwise the scheduler has not heard of it
             self._scheduler.finish(work.job, self.clock.now_s())
         work.close()
-
-
-def _check_inputs(graph: Graph, request: Request) -> None:
-    """InputError: inputs that the graph has not, or has and was not given."""
-    wanted = {node.target for node in graph.nodes if node.kind == "input"}
-    if wanted != set(request.inputs):
-        raise InputError(
-            f"the graph has the inputs {', '.join(sorted(wanted)) or 'none'}; "
-            f"the request gives {', '.join(sorted(request.inputs)) or 'none'}"
-        )
