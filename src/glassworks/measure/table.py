@@ -15,9 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy.optimize import nnls
-
 from glassworks.errors import InputError, WireError
 from glassworks.measure.hardware import Hardware
 
@@ -157,6 +154,9 @@ class CostTable:
 
 def _costs(names: list[str], rows: list[list[float]], measured: list[float], *, least: float) -> Costs:
     """Non-negative least squares of relative errors; columns are scaled to one, for the sake of its tolerance."""
+    import numpy as np
+    from scipy.optimize import nnls
+
     matrix = np.column_stack([np.ones(len(rows)), np.array(rows, float).reshape(len(rows), len(names))])
     found = np.array(measured, float)
     weight = 1 / np.maximum(found, least)

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from glassworks.errors import InputError
 
 _ENOUGH = 8
@@ -70,5 +68,7 @@ class Noisy:
 
     def predictions(self, output_tokens: Sequence[int], *, seed: int) -> list[float]:
         """One for each request."""
+        import numpy as np
+
         errors = np.random.default_rng([seed, 1]).normal(0.0, self.sigma, len(output_tokens))
         return [true * math.exp(error) for true, error in zip(output_tokens, errors.tolist(), strict=True)]
