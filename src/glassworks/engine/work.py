@@ -177,7 +177,7 @@ class AloneWork(Work):
         self._held, self._make_room = held, make_room
         self._passes = run.passes(plan)
         self._blocks = job.whole_blocks or 0
-        self.started = self.dropped = False
+        self.dropped = False
 
     @property
     def _cache(self) -> Any:
@@ -190,7 +190,6 @@ class AloneWork(Work):
             if self._held.size_bytes > self._held.free_bytes:
                 return False
             self._held.take()
-        self.started = True
         return True
 
     def step(self) -> None:

@@ -13,7 +13,6 @@ Surprises this file settles:
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from dataclasses import dataclass
 from threading import Lock, RLock
 from typing import Any
@@ -28,17 +27,15 @@ from glassworks.graph.sites import ATTENTION_PORTS, SiteTable
 from glassworks.memory.arena import Arena
 from glassworks.memory.blocks import Geometry, LayerShape
 from glassworks.memory.kv import KVStore, Table
-from glassworks.model.attention import BY_ROWS, function
 from glassworks.run.eager import EagerRuntime, Watch
 from glassworks.run.interpret import Interpreter
 from glassworks.run.modules import Stopped
-from glassworks.run.packed import STEP, Kind, PackedStep, Span, attend
+from glassworks.run.packed import STEP, PackedStep, Span
+from glassworks.run.registered import BEFORE, GIVEN, NAME, looking, register, window_differs, within
 from glassworks.run.rows import Slot
 
-NAME = "glassworks_packed"
 _NAMINGS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _NAMINGS_LOCK = Lock()
-_BEFORE = "_glassworks_before_packing"
 _DYNAMIC = frozenset({"dynamic", "longrope"})
 _KNOWN = frozenset({"full_attention", "sliding_attention"})
 _BLOCK_TOKENS = 4
@@ -122,16 +119,16 @@ class PackedRuntime:
         def look(
             module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **given: Any
         ) -> tuple[Tensor, None]:
-            if _window_differs(mask, given.get("sliding_window")):
+            if window_differs(mask, given.get("sliding_window")):
                 raise ModelError("its masks have another window than its attention function is told")
-            if unknown := sorted(name for name, own in given.items() if name not in _GIVEN and isinstance(own, Tensor)):
+            if unknown := sorted(name for name, own in given.items() if name not in GIVEN and isinstance(own, Tensor)):
                 raise ModelError(f"its attention is given {', '.join(unknown)}, which the packed one does not know")
             seen.append((module, LayerShape(key.shape[1], key.shape[-1], value.shape[-1]), key.dtype))
             wide = value.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
             return wide.transpose(1, 2).contiguous(), None
 
         try:
-            with self._ours(), _looking(look), torch.no_grad():
+            with self._ours(), looking(look), torch.no_grad():
                 self._forward([1, 2], [0, 1], None)
         except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
             raise ModelError(f"it does not run without a mask and a cache: {error}") from error
@@ -193,7 +190,7 @@ class PackedRuntime:
         # nobody looks on at a chunk of a prompt, whose keys and values are needed in every layer
         whole = any(part.keep or part.interpreter is None for part in parts)
         watch = RowsWatch(self.eager, looking, step, to_the_end=whole)
-        with self._ours(), _within(step), torch.no_grad():
+        with self._ours(), within(step), torch.no_grad():
             logits = self._watched(watch, ids, positions, kept)
         if logits is not None and step.calls != len(self._layers):
             raise ModelError(
@@ -243,7 +240,7 @@ class PackedRuntime:
     @contextmanager
     def _ours(self) -> Iterator[None]:
         """Within the block the model's attention is ours."""
-        _register()
+        register()
         with self._naming.ours(self._configs):
             yield
 
@@ -262,7 +259,7 @@ class _Naming:
             before = [config._attn_implementation for config in configs] if self._depth == 0 else []
             self._depth += 1
             for config, name in zip(configs, before, strict=False):
-                object.__setattr__(config, _BEFORE, name)
+                object.__setattr__(config, BEFORE, name)
                 config._attn_implementation_internal = NAME
             try:
                 yield
@@ -270,7 +267,7 @@ class _Naming:
                 self._depth -= 1
                 for config, name in zip(configs, before, strict=False):
                     config._attn_implementation_internal = name
-                    object.__delattr__(config, _BEFORE)
+                    object.__delattr__(config, BEFORE)
 
 
 Placed = tuple[Mapping[int, Slot], Mapping[str, int]]
@@ -345,91 +342,6 @@ def refuse_dynamic_rotary(config: Any) -> None:
 def _divided(logits: Tensor, order: Sequence[int], keeps: Sequence[int]) -> list[Tensor]:
     pieces = dict(zip(order, torch.split(logits, list(keeps)), strict=True))
     return [pieces[k] for k in range(len(order))]
-
-
-# The function that models call.
-
-_GIVEN = frozenset({"attention_mask", "position_ids", "s_aux", "cu_seq_lens_q", "cu_seq_lens_k"})
-_LOOK: ContextVar[Any] = ContextVar("glassworks_packing_probe", default=None)
-
-
-@contextmanager
-def _looking(look: Any) -> Iterator[None]:
-    token = _LOOK.set(look)
-    try:
-        yield
-    finally:
-        _LOOK.reset(token)
-
-
-@contextmanager
-def _within(step: PackedStep) -> Iterator[None]:
-    token = STEP.set(step)
-    try:
-        yield
-    finally:
-        STEP.reset(token)
-
-
-def _function(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
-) -> Any:
-    """What a model calls while a step runs; see `packed.attend`. Outside of one, what was there before."""
-    if (look := _LOOK.get()) is not None:
-        return look(module, query, key, value, attention_mask, **kwargs)
-    step = STEP.get()
-    if step is None:
-        before = getattr(module.config, _BEFORE)
-        return function(module, before)(module, query, key, value, attention_mask, *args, **kwargs)
-    scaling = kwargs.get("scaling")
-    kind = Kind(
-        scaling=float(query.shape[-1] ** -0.5 if scaling is None else scaling),
-        window=kwargs.get("sliding_window"),
-        softcap=kwargs.get("softcap"),
-        sinks=kwargs.get("s_aux"),
-    )
-    return attend(step, module, query, key, value, kind), None
-
-
-class _Seen:
-    """In the place of a mask, in the self-check: which keys a query sees, by transformers' own function of indices."""
-
-    def __init__(self, function: Any) -> None:
-        self._function = function
-
-    def __call__(self, query: int, key: int) -> bool:
-        one = [torch.tensor(number) for number in (0, 0, query, key)]
-        return bool(self._function(*one))
-
-
-def _window_differs(seen: Any, window: int | None) -> bool:
-    """Whether a mask has another window than its attention function was told."""
-    if not isinstance(seen, _Seen):
-        return False
-    far = 10**6 if window is None else 2 * window + 3
-    if window is None:
-        return not (seen(far, 0) and not seen(far, far + 1))
-    return not (seen(far, far - window + 1) and not seen(far, far - window))
-
-
-def _mask(*args: Any, config: Any = None, **kwargs: Any) -> Any:
-    """No mask for a packed step; outside of one, what was there before."""
-    if _LOOK.get() is not None:
-        return _Seen(kwargs["mask_function"]) if "mask_function" in kwargs else None
-    if STEP.get() is not None:
-        return None
-    from transformers import AttentionMaskInterface
-
-    return AttentionMaskInterface()[getattr(config, _BEFORE)](*args, config=config, **kwargs)
-
-
-def _register() -> None:
-    if NAME not in BY_ROWS:
-        from transformers import AttentionInterface, AttentionMaskInterface
-
-        AttentionInterface.register(NAME, _function)
-        AttentionMaskInterface.register(NAME, _mask)
-        BY_ROWS.add(NAME)
 
 
 def _configs(module: nn.Module) -> list[Any]:
