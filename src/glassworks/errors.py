@@ -15,6 +15,7 @@
     └── RemoteError           a service said no, or could not be reached
         ├── WireError         bytes that are not a message of ours  (also ValueError)
         ├── LimitExceeded     over a limit of the service
+        │   └── QuotaExceeded over what one key may have at once or a day; later it may be had
         ├── Cancelled         a job was called off
         └── Unauthorized      no key, or not a valid one
 
@@ -83,6 +84,10 @@ class WireError(RemoteError, ValueError):
 
 class LimitExceeded(RemoteError):
     """Over a limit of the service; the message names the limit and both figures."""
+
+
+class QuotaExceeded(LimitExceeded):
+    """Over what one key may have at once, or in a day: the same request may be let in later."""
 
 
 class Cancelled(RemoteError):

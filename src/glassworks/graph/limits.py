@@ -28,6 +28,7 @@ class Limits:
         request_flops: of all runs of all nodes.
         request_bytes: allocated by all runs of all nodes, one after the other.
         held_bytes: of the values that are alive at once in one experiment.
+        run_s: seconds of compute of one job.
         check_s: how long checking may take.
         check_bytes: memory that checking may take.
     """
@@ -47,6 +48,7 @@ class Limits:
     request_flops: int = 2**48
     request_bytes: int = 2**38
     held_bytes: int = 2**33
+    run_s: int = 600
     check_s: int = 20
     check_bytes: int = 2**30
 
