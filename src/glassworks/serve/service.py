@@ -1,42 +1,29 @@
-"""What a service answers, whatever carries the questions: the same handlers behind a web server and in a process.
+"""A service without a queue: what is asked is checked and done at once, in the caller's own process.
 
-A service holds no weights and looks into no request. A checker does, with the site table and the limits; what it
-lets pass goes on, unchanged, to the host of the model: the bytes that were checked are the bytes that run.
+What `gw.connect(model)` is made of: the codec, the checks and the limits of a service, and nothing that has to survive.
 """
 
+import itertools
 import json
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, Protocol
 
 from glassworks.client.base import Transport
-from glassworks.client.calls import call
-from glassworks.client.content import Body, framed, joined, size_of
-from glassworks.client.inprocess import InProcessTransport
-from glassworks.errors import GlassworksError, ModelError, RemoteError, WireError
-from glassworks.graph.jobs import ENDED, RUNNING
+from glassworks.client.content import Body, framed
+from glassworks.errors import RemoteError
+from glassworks.graph.jobs import DONE, FAILED
 from glassworks.graph.limits import Limits
-from glassworks.serve.answers import RETRY_AFTER_S, Answer, refusal, status_of, too_large
-from glassworks.serve.jobs import Jobs, Served
-from glassworks.serve.tensors import Stored, TensorStore
+from glassworks.serve.answers import Answer, Refused, answered, refusal
+from glassworks.serve.models import Checker, Models
+from glassworks.serve.tensors import TensorStore
 
 _LOG = logging.getLogger("glassworks.serve")
-Ask = Callable[[str, bytes], Body]
-
-
-class Checker(Protocol):
-    """What decides about bodies: `checks.Checks`, in this process or behind a pipe to one of its own."""
-
-    def learn(self, model: str, table: bytes) -> None:
-        """Take in the site table of a model."""
-
-    def check(self, what: str, about: str, body: Body, ask: Ask) -> Answer:
-        """200 and a verdict, or the refusal; `ask` answers what only the service and its hosts know."""
+_KEPT_JOBS = 256
 
 
 class Service:
-    """Models by name, each behind a transport to its host. An `owner` is who asks: a key's digest.
+    """Models by name, each behind a transport to its host; one caller, who owns everything.
 
     Args:
         hosts: how to reach each model.
@@ -45,225 +32,90 @@ class Service:
     """
 
     def __init__(self, hosts: Mapping[str, Transport], *, limits: Limits, checker: Checker) -> None:
-        self.limits = limits
-        self._hosts, self._checker = dict(hosts), checker
-        self._tables: dict[str, bytes] = {}
-        self._jobs, self._tensors = Jobs(), TensorStore()
-
-    # Questions about models.
+        self._models = Models(hosts, limits=limits, checker=checker, tensors=TensorStore())
+        self._numbers = itertools.count(1)
+        self._ended: OrderedDict[str, tuple[str, Answer]] = OrderedDict()
 
     def health(self) -> Answer:
         """Whether every model can be reached now."""
-        return self._answer(self._health)
+        return _answer(self._health)
 
     def models(self) -> Answer:
         """Names of the models, as JSON."""
-        return 200, json.dumps({"models": [{"name": name} for name in self._hosts]}).encode()
+        return 200, json.dumps({"models": [{"name": name} for name in self._models.names]}).encode()
 
     def sites(self, name: str) -> Answer:
         """The site table of a model, as JSON."""
-        return self._answer(lambda: (200, self._table(name)))
+        return _answer(lambda: (200, self._models.table(name)))
 
-    def sites_for(self, name: str, body: Body, owner: str = "") -> Answer:
+    def sites_for(self, name: str, body: Body) -> Answer:
         """The site table of a plain module for inputs of some shapes, as JSON."""
-        return self._answer(lambda: self._sites_for(name, body, owner))
+        return _answer(lambda: self._models.table_for(name, body, ""))
 
     def tokenizer(self, name: str) -> Answer:
         """The files of a model's tokenizer, as one message."""
-        return self._answer(lambda: self._ask(name, "GET", "/tokenizer"))
+        return _answer(lambda: self._models.ask(name, "GET", "/tokenizer"))
 
-    # Runs and jobs.
+    def tensor(self, digest: str) -> Answer:
+        """Whether a tensor is here; 404 if not."""
+        return _answer(lambda: self._models.has_tensor(digest, ""))
 
-    def run(self, name: str, body: Body, owner: str = "") -> Answer:
-        """Check experiments, then let the model's host run them."""
-        return self._answer(lambda: self._run(name, body, owner))
-
-    def submit(self, name: str, body: Body, owner: str = "") -> Answer:
-        """Check experiments, and let them wait for their turn; 202 and the job's status, as JSON."""
-        return self._answer(lambda: self._submit(name, body, owner))
-
-    def job(self, id: str, owner: str = "", wait_s: float = 0.0) -> Answer:
-        """The status of a job, as JSON; of one under way, once it has ended or so long has passed."""
-        return self._answer(lambda: self._job(id, owner, wait_s))
-
-    def is_under_way(self, id: str, owner: str = "") -> bool:
-        """Whether a job is known and has not ended: for who would rather ask again than wait here."""
-        try:
-            return self._jobs.find(owner, id).status not in ENDED
-        except RemoteError:
-            return False
-
-    def cancel(self, id: str, owner: str = "") -> Answer:
-        """Call a job off; its status, as JSON."""
-        return self._answer(lambda: self._cancel(id, owner))
-
-    def job_results(self, id: str, owner: str = "") -> Answer:
-        """What the run of a job answered, as `run` would have."""
-        return self._answer(lambda: self._job_results(id, owner))
-
-    # Large tensors.
-
-    def tensor(self, digest: str, owner: str = "") -> Answer:
-        """Whether a tensor of this key is here; 404 if not."""
-        return self._answer(lambda: self._tensor(digest, owner))
-
-    def put_tensor(self, digest: str, body: Body, owner: str = "") -> Answer:
+    def put_tensor(self, digest: str, body: Body) -> Answer:
         """Keep a tensor, which must have that digest."""
-        return self._answer(lambda: self._put_tensor(digest, body, owner))
+        return _answer(lambda: self._models.put_tensor(digest, body, ""))
 
-    # How.
+    def run(self, name: str, body: Body) -> Answer:
+        """Check experiments, then let the model's host run them."""
+        return _answer(lambda: self._run(name, self._let_in(name, body)))
 
-    def _answer(self, make: Callable[[], Answer]) -> Answer:
-        try:
-            return make()
-        except _NotHere as error:
-            return refusal(404, error.args[0])
-        except GlassworksError as error:
-            return refusal(status_of(error), error)
-        except Exception:  # noqa: BLE001 - a fault of ours is logged, and answered without its insides
-            _LOG.exception("a request failed inside the service")
-            return refusal(500, RemoteError("the service failed at this request; its log says why"))
+    def submit(self, name: str, body: Body) -> Answer:
+        """The same, as a job that has ended; 202 and its status, as JSON."""
+        return _answer(lambda: self._submit(name, body))
 
-    def _ask(self, name: str, method: str, path: str, body: Body | None = None) -> Answer:
-        """The host's own answer."""
-        self._check_name(name)
-        try:
-            return self._hosts[name].request(method, path, body)
-        except RemoteError as error:
-            if path != "/healthz":  # asked over and over while the worker starts; the answer says it
-                _LOG.warning("no answer from the worker of %s: %s", name, error)
-            raise RemoteError(
-                f"the worker that holds {name!r} is not there, or ended during this request; try again in "
-                f"{RETRY_AFTER_S} s"
-            ) from None
+    def job(self, id: str) -> Answer:
+        """The status of a job, as JSON."""
+        return _answer(lambda: (200, self._status(id)))
 
-    def _good(self, name: str, method: str, path: str, body: Body | None = None) -> bytes:
-        """The body of the host's answer, if the host did not refuse; its refusal is raised."""
-        return call(InProcessTransport(partial(self._ask, name)), method, path, body)
-
-    def _check_name(self, name: str) -> None:
-        if name not in self._hosts:
-            raise _NotHere(ModelError(f"this service has no model {name[:200]!r}; it has: {', '.join(self._hosts)}"))
-
-    def _table(self, name: str) -> bytes:
-        self._check_name(name)
-        if name not in self._tables:
-            table = self._good(name, "GET", "/sites")
-            self._checker.learn(name, table)
-            self._tables[name] = table
-        return self._tables[name]
+    def job_results(self, id: str) -> Answer:
+        """What the run of a job answered."""
+        return _answer(lambda: self._find(id)[1])
 
     def _health(self) -> Answer:
-        for name in self._hosts:
-            self._good(name, "GET", "/healthz")
+        for name in self._models.names:
+            self._models.good(name, "GET", "/healthz")
         return 200, b'{"status": "ok"}'
 
-    def _checked(self, what: str, about: str, body: Body, ask: Ask) -> Answer:
-        """The checker's answer to a body that is within the limit."""
-        if size_of(body) > self.limits.body_bytes:
-            return refusal(413, too_large(size_of(body), self.limits))
-        return self._checker.check(what, about, body, ask)
+    def _let_in(self, name: str, body: Body) -> list[Body]:
+        """What the host is to be sent."""
+        let_in = self._models.let_in("run", name, body, "")
+        return [json.dumps(let_in.verdict).encode(), body, *self._models.bodies(let_in.tensors, "")]
 
-    def _sites_for(self, name: str, body: Body, owner: str) -> Answer:
-        self._table(name)
-        status, verdict = self._checked("inputs", name, body, partial(self._asked, name, owner))
-        return (status, verdict) if status != 200 else self._ask(name, "POST", "/sites", body)
+    def _run(self, name: str, parts: list[Body]) -> Answer:
+        return self._models.ask(name, "POST", "/run", framed(parts))
 
-    def _asked(self, name: str, owner: str, what: str, about: bytes) -> Body:
-        """What a check wants to know: the sites of a plain module for some inputs, or the forms of large tensors."""
-        if what == "sites":
-            return self._good(name, "POST", "/sites", about)
-        found = {digest: self._tensors.get(owner, digest) for digest in json.loads(about)}
-        return json.dumps({d: None if t is None else [t.dtype, list(t.shape)] for d, t in found.items()}).encode()
+    def _submit(self, name: str, body: Body) -> Answer:
+        parts = self._let_in(name, body)
+        id = f"job-{next(self._numbers)}"
+        self._ended[id] = name, _answer(lambda: self._run(name, parts))
+        while len(self._ended) > _KEPT_JOBS:
+            self._ended.popitem(last=False)
+        return 202, self._status(id)
 
-    def _let_in(self, name: str, body: Body, owner: str) -> tuple[Answer, list[Body]]:
-        """The checker's answer to a request, and, if it may run, what the host is to be sent."""
-        self._table(name)
-        status, found = self._checked("run", name, body, partial(self._asked, name, owner))
-        if status != 200:
-            return (status, found), []
-        verdict = json.loads(joined(found))
-        tensors = [self._tensors.get(owner, digest) for digest in verdict["tensors"]]
-        if None in tensors:
-            raise RemoteError("a tensor of this request was let go while it was checked; send it again")
-        return (status, found), [joined(found), body, *[tensor.body for tensor in tensors if tensor is not None]]
+    def _status(self, id: str) -> bytes:
+        model, answer = self._find(id)
+        status = DONE if answer[0] == 200 else FAILED
+        told = {"id": id, "model": model, "status": status, "position": None, "progress": 1.0}
+        return json.dumps(told).encode()
 
-    def _run(self, name: str, body: Body, owner: str) -> Answer:
-        answer, parts = self._let_in(name, body, owner)
-        return self._ask(name, "POST", "/run", framed(parts)) if parts else answer
-
-    # Jobs.
-
-    def _submit(self, name: str, body: Body, owner: str) -> Answer:
-        answer, parts = self._let_in(name, body, owner)
-        if not parts:
-            return answer
-
-        def run(id: str) -> Answer:
-            return self._answer(lambda: self._ask(name, "POST", f"/run/{id}", framed(parts)))
-
-        job = self._jobs.submit(owner, name, json.loads(joined(answer[1]))["forwards"], run)
-        return 202, self._status(job)
-
-    def _status(self, job: Served) -> bytes:
-        status, progress = job.status, 0.0
-        if status == RUNNING:
-            progress = self._progress(job)
-        elif status in ENDED:
-            progress = 1.0
-        told = {"id": job.id, "model": job.model, "status": status, "position": self._jobs.position(job)}
-        return json.dumps({**told, "progress": progress}).encode()
-
-    def _progress(self, job: Served) -> float:
-        try:
-            done = json.loads(self._good(job.model, "GET", f"/progress/{job.id}"))["forwards"]
-        except (GlassworksError, ValueError, KeyError):  # it has just ended, or the host is not there
-            return 0.0
-        return float(min(done / max(job.forwards, 1), 1.0))
-
-    def _find(self, id: str, owner: str) -> Served:
-        try:
-            return self._jobs.find(owner, id)
-        except RemoteError as error:
-            raise _NotHere(error) from None
-
-    def _job(self, id: str, owner: str, wait_s: float) -> Answer:
-        job = self._find(id, owner)
-        job.ended.wait(wait_s)
-        return 200, self._status(job)
-
-    def _cancel(self, id: str, owner: str) -> Answer:
-        job = self._find(id, owner)
-        if self._jobs.cancel(job):
-            self._good(job.model, "POST", f"/cancel/{job.id}")
-        return 200, self._status(job)
-
-    def _job_results(self, id: str, owner: str) -> Answer:
-        job = self._find(id, owner)
-        if job.answer is None:
-            return refusal(409, RemoteError(f"the job {id} has not ended: it is {job.status}"))
-        return job.answer
-
-    # Tensors.
-
-    def _tensor(self, digest: str, owner: str) -> Answer:
-        if self._tensors.get(owner, digest) is None:
-            raise _NotHere(RemoteError(f"this key has sent no tensor {digest[:64]!r}, or it was let go"))
-        return 200, b"{}"
-
-    def _put_tensor(self, digest: str, body: Body, owner: str) -> Answer:
-        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
-            raise WireError(f"the digest of a tensor is 64 hexadecimal digits, got {digest[:80]!r}")
-        status, verdict = self._checked("tensor", digest, body, _nothing)
-        if status == 200:
-            found: dict[str, Any] = json.loads(joined(verdict))
-            self._tensors.put(owner, digest, Stored(body, found["dtype"], tuple(found["shape"])))
-        return status, verdict
+    def _find(self, id: str) -> tuple[str, Answer]:
+        if id not in self._ended:
+            raise Refused(404, RemoteError(f"no job {id[:60]!r}: it was never made, or was let go"))
+        return self._ended[id]
 
 
-def _nothing(what: str, about: bytes) -> Body:
-    raise AssertionError(f"a check of a tensor asks nothing, and this one asked for {what}")
-
-
-class _NotHere(Exception):
-    """Something by that name is not here: 404, with the error to give."""
+def _answer(make: Callable[[], Answer]) -> Answer:
+    try:
+        return answered(make)
+    except Exception:  # noqa: BLE001 - a fault of ours is logged, and answered without its insides
+        _LOG.exception("a request failed inside the service")
+        return refusal(500, RemoteError("the service failed at this request; its log says why"))

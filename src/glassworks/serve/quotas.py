@@ -1,0 +1,72 @@
+"""What one key may have of a service at once, and in a day; and the refusals, which say when to come again."""
+
+import math
+import time
+from dataclasses import dataclass, fields
+
+from glassworks.errors import InputError, QuotaExceeded
+from glassworks.serve.answers import RETRY_AFTER_S, Refused
+from glassworks.serve.ledger import Ledger
+from glassworks.units import spelled
+
+_DAY_S = 24 * 3600
+_STORED_RETRY_S = 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quotas:
+    """Of each key.
+
+    Attributes:
+        unfinished_jobs: that wait or run.
+        compute_s: seconds of compute in a day (UTC).
+        stored_bytes: of results that are kept; what is older is not let go to make room, since it may be wanted.
+        streams: of events, open at once.
+        events: that one job may have; what it says beyond them is not kept.
+    """
+
+    unfinished_jobs: int = 4096
+    compute_s: int = _DAY_S
+    stored_bytes: int = 4 * 2**30
+    streams: int = 64
+    events: int = 20_000
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not int or value < 1:
+                raise InputError(f"the quota {field.name} is an int of at least 1, got {value!r}")
+
+    def check(self, ledger: Ledger, owner: str) -> None:
+        """Before a request of a key is looked at. Refused, 429: it has too much already; says until when."""
+        unfinished = ledger.unfinished_count(owner)
+        if unfinished >= self.unfinished_jobs:
+            raise _refused(
+                f"unfinished_jobs: {unfinished + 1} asked for, {self.unfinished_jobs} allowed; wait for some, or cancel "
+                f"some",
+                RETRY_AFTER_S,
+            )
+        used_s = ledger.compute_s_today(owner)
+        if used_s >= self.compute_s:
+            left_s = _DAY_S - time.time() % _DAY_S
+            raise _refused(
+                f"compute_s: {used_s:.0f} s of compute were used today, {self.compute_s} allowed; the day ends in "
+                f"{left_s / 3600:.1f} hours (UTC)",
+                math.ceil(left_s),
+            )
+        stored = ledger.stored_bytes(owner)
+        if stored >= self.stored_bytes:
+            raise _refused(
+                f"stored_bytes: results of this key hold {spelled(stored)}, {spelled(self.stored_bytes)} allowed; they "
+                f"are kept for a day, or until DELETE /v1/jobs/ID",
+                _STORED_RETRY_S,
+            )
+
+    def check_streams(self, count: int) -> None:
+        """Before another stream is opened. Refused, 429."""
+        if count >= self.streams:
+            raise _refused(f"streams: {count + 1} asked for, {self.streams} allowed; close some", RETRY_AFTER_S)
+
+
+def _refused(message: str, retry_after_s: int) -> Refused:
+    return Refused(429, QuotaExceeded(message), headers={"Retry-After": str(retry_after_s)})
