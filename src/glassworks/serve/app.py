@@ -18,7 +18,7 @@ from glassworks.client.content import Whole
 from glassworks.errors import InputError, RemoteError, Unauthorized
 from glassworks.serve.answers import RETRY_AFTER_S, Answer, refusal, status_of
 from glassworks.serve.bodies import BodyTimes, Refused, received
-from glassworks.serve.keys import Keys
+from glassworks.serve.digests import Digests as Keys
 from glassworks.serve.service import Service
 from glassworks.serve.spool import Spool
 
