@@ -30,10 +30,17 @@ def cli() -> str:
     group: Any = typer.main.get_command(app)
     top = _context(group, "glassworks", None)
     parts = [HEAD, f"```text\n{group.get_help(top)}\n```\n"]
+    return "\n".join([*parts, *_commands(group, top)])
+
+
+def _commands(group: Any, parent: Any) -> list[str]:
+    """A section for each command, and for each command below it."""
+    parts = []
     for name, command in group.commands.items():
-        help_ = command.get_help(_context(command, name, top))
-        parts.append(f"## glassworks {name}\n\n```text\n{help_}\n```\n")
-    return "\n".join(parts)
+        own = _context(command, name, parent)
+        parts.append(f"## {own.command_path}\n\n```text\n{command.get_help(own)}\n```\n")
+        parts += _commands(command, own) if hasattr(command, "commands") else []
+    return parts
 
 
 def _context(command: Any, name: str, parent: Any) -> Any:

@@ -22,8 +22,8 @@ from glassworks.serve import careful
 from glassworks.serve.app import create_app
 from glassworks.serve.bodies import BodyTimes
 from glassworks.serve.checks import Checks
+from glassworks.serve.digests import Digests as Keys
 from glassworks.serve.host import ModelHost
-from glassworks.serve.keys import Keys
 from glassworks.serve.service import Service
 from glassworks.serve.supervise import Running, running_service
 

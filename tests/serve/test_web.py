@@ -18,8 +18,9 @@ from glassworks.errors import InputError, LimitExceeded, RemoteError, Unauthoriz
 from glassworks.graph import messages
 from glassworks.serve import app as web
 from glassworks.serve.checks import Checks
+from glassworks.serve.digests import Digests as Keys
 from glassworks.serve.host import ModelHost
-from glassworks.serve.keys import Keys, digest_of, new_key
+from glassworks.serve.keys import digest_of, new_key
 from glassworks.serve.service import Service
 
 KEY = "gw-test"

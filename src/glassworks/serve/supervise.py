@@ -22,7 +22,8 @@ from pathlib import Path
 from glassworks.client.http import HTTPTransport
 from glassworks.errors import InputError, ModelError, RemoteError
 from glassworks.graph.limits import Limits
-from glassworks.serve.keys import Keys, new_key
+from glassworks.serve.digests import Digests as Keys
+from glassworks.serve.keys import new_key
 
 WORKER = (sys.executable, "-m", "glassworks.serve.worker")
 _WEB = (sys.executable, "-m", "glassworks.serve.web")

@@ -19,7 +19,7 @@ from glassworks.graph.limits import Limits
 from glassworks.serve.app import create_app
 from glassworks.serve.careful import HEAD_BYTES, CarefulH11
 from glassworks.serve.checking import CheckerPool
-from glassworks.serve.keys import Keys
+from glassworks.serve.digests import Digests as Keys
 from glassworks.serve.lifeline import end_with
 from glassworks.serve.service import Service
 from glassworks.serve.spool import Spool
