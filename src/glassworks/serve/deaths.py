@@ -1,6 +1,7 @@
 """How workers ended: who watches them writes a line for each, who has to tell people reads it.
 
-The supervisor is the parent, and so the only one whom the kernel tells; jobs are the web process's. Between them is a file.
+The supervisor is the parent, and so the only one whom the kernel tells; jobs are the web process's. Between them is a
+file.
 """
 
 import json

@@ -1,11 +1,11 @@
 """Jobs of one model on their way to its worker and back: who goes next, what came of it, what happens when it dies.
 
-Every decision that must survive is the ledger's; what is here can be made again from it. Three threads: one sends jobs and
-watches the clock, one listens to the worker (`link`), one brings what it said into the ledger, in order, as much at once as
-there is.
+Every decision that must survive is the ledger's; what is here can be made again from it. Three threads: one sends jobs
+and watches the clock, one listens to the worker (`link`), one brings what it said into the ledger, in order, as much at
+once as there is.
 
-Surprises: a job is claimed in the ledger before it is sent, so that whatever happens afterwards it is known where it was.
-While a suspect runs, nothing else does.
+Surprises: a job is claimed in the ledger before it is sent, so that whatever happens afterwards it is known where it
+was. While a suspect runs, nothing else does.
 """
 
 import json
@@ -21,7 +21,7 @@ from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
-from glassworks.client.content import Body, framed
+from glassworks.client.content import framed
 from glassworks.errors import GlassworksError, LimitExceeded, RemoteError
 from glassworks.graph.jobs import CANCELLED, DONE, FAILED, QUEUED
 from glassworks.graph.limits import Limits
@@ -31,6 +31,7 @@ from glassworks.serve.fairqueue import FairQueue
 from glassworks.serve.flights import Flight, Flights
 from glassworks.serve.ledger import Ledger
 from glassworks.serve.link import Gone, WorkerLink
+from glassworks.serve.metrics import Metrics
 from glassworks.serve.records import JobRow
 
 _LOG = logging.getLogger("glassworks.serve")
@@ -55,9 +56,10 @@ class Dispatcher:
 
     def __init__(
         self, model: str, ledger: Ledger, path: str, *, limits: Limits, weight_of: Callable[[str], float],
-        death_of: Callable[[int], Death | None],
+        death_of: Callable[[int], Death | None], metrics: Metrics,
     ) -> None:  # fmt: skip
         self.model, self._ledger, self._limits, self._death_of = model, ledger, limits, death_of
+        self._metrics = metrics
         self.link = WorkerLink(model, path, self)
         self.about: dict[str, Any] = {}
         self.stats: dict[str, Any] = {}
@@ -119,6 +121,10 @@ class Dispatcher:
         if flight.sent:
             with suppress(Gone):  # and the job with it
                 self._send_cancel(flight)
+
+    def has(self, row: JobRow) -> bool:
+        """Whether the worker has a job, as far as is known here."""
+        return self._flights.get(row.id) is not None
 
     def standing(self, row: JobRow) -> dict[str, Any]:
         """Where an unfinished job stands: position, expected start in seconds from now, progress."""
@@ -187,7 +193,7 @@ class Dispatcher:
                 self._land(flight.row.id)
                 continue
             with self._changed:
-                flight.fence = fences[flight.row.id]
+                flight.fence, flight.sent_s = fences[flight.row.id], time.monotonic()
                 flight.sent = self._is_up and self.link.count == flight.worker
             if not flight.sent:
                 self._said.put(("lost", flight, None))
@@ -200,6 +206,7 @@ class Dispatcher:
 
     def _send(self, flight: Flight) -> None:
         row = flight.row
+        self._metrics.waited.labels(self.model).observe(max(time.time() - row.created_s, 0.0))
         tensors = [self._ledger.tensor(row.owner, digest) for digest in row.tensors]
         parts = framed([row.verdict, self._ledger.body(row.id), *[own.body for own in tensors if own is not None]])
         with suppress(Gone):  # since: `down` has this job among the others
@@ -275,13 +282,13 @@ class Dispatcher:
         self._ledger.note([(i, f, s, k, d) for i, f, s, k, d in entries if k != "progress"])
 
     def _finish(self, head: dict[str, Any], body: bytearray) -> None:
-        id, status = head["job"], head["status"]
-        answer: Body = bytes(body)
-        self._ledger.finish(
-            id, head["fence"], status=_STATUS.get(status, FAILED), answer=status, result=answer, media=head["media"],
+        id, fence, status = head["job"], head["fence"], _STATUS.get(head["status"], FAILED)
+        if self._ledger.finish(
+            id, fence, status=status, answer=head["status"], result=bytes(body), media=head["media"],
             compute_s=head["compute_s"], data={},
-        )  # fmt: skip
-        self._land(id, fence=head["fence"])
+        ):  # fmt: skip
+            self._metrics.has_ended(self.model, status)
+        self._land(id, fence=fence)
 
     def _land(self, id: str, *, fence: int | None = None) -> None:
         """A job has ended."""
@@ -292,6 +299,8 @@ class Dispatcher:
                 return
             self._flights.remove(id, ended=True)
             self._queue.end(id)
+            if flight.sent:
+                self._metrics.took.labels(self.model).observe(now_s - flight.sent_s)
             self._finished = [each for each in self._finished if now_s - each[0] < 30.0]
             self._finished.append((now_s, 1))
             self._rate = len(self._finished) / max(now_s - self._finished[0][0], 1.0)
@@ -331,6 +340,7 @@ class Dispatcher:
             if not kept:
                 self._queue.end(row.id)
         if kept:
+            self._metrics.retried.labels(self.model).inc()
             self.submit(replace(row, suspect=suspect))
 
     def _fail(self, flight: Flight, error: GlassworksError) -> None:
@@ -338,6 +348,7 @@ class Dispatcher:
             flight.row.id, flight.fence, status=FAILED, answer=422, result=encode_error(error), media="application/json",
             compute_s=flight.over_s or 0.0, data={},
         )  # fmt: skip
+        self._metrics.has_ended(self.model, FAILED)
         self._land(flight.row.id)
 
     # The clock.

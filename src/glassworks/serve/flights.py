@@ -1,7 +1,8 @@
 """What a worker has been given and has not answered, and who is to blame when it dies or hangs. Plain data, no clock.
 
-When a worker dies, every job that it had is a suspect and goes back; suspects run alone. Whoever is alone in a worker that
-dies, twice, is to blame. A worker that hangs is killed; whose nodes it was in, or who was alone, is to blame at once.
+When a worker dies, every job that it had is a suspect and goes back; suspects run alone. Whoever is alone in a worker
+that dies, twice, is to blame. A worker that hangs is killed; whose nodes it was in, or who was alone, is to blame at
+once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ class Flight:
 
     Attributes:
         worker: which one, by its number. fence: of its lease. alone: nothing else is in the worker.
-        sent: the worker has it, or is about to. cancelled: it is to end.
+        sent, sent_s: the worker has it, or is about to, since then. cancelled: it is to end.
         progress: from 0 to 1. over_s: it was found to have run so long when its limit was over; the worker was killed.
     """
 
@@ -29,6 +30,7 @@ class Flight:
     alone: bool
     fence: int = 0
     sent: bool = False
+    sent_s: float = 0.0
     cancelled: bool = False
     progress: float = 0.0
     over_s: float | None = None

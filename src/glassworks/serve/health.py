@@ -1,12 +1,11 @@
 """Whether a service works: every few seconds a test runs in each worker, among the jobs of people.
 
-Red when a test fails, gives no answer in time, or there is no worker. A worker in the middle of one long pass, within the
-limit of jobs, is busy and not red: it answers when that has ended.
+Red when a test fails, gives no answer in time, or there is no worker. A worker in the middle of one long pass, within
+the limit of jobs, is busy and not red: it answers when that has ended.
 """
 
 import json
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +24,7 @@ class Health:
 
     def __init__(self, dispatchers: Mapping[str, Dispatcher]) -> None:
         self._dispatchers = dict(dispatchers)
-        self._found: dict[str, tuple[str, str]] = {name: (STARTING, "no test has run yet") for name in dispatchers}
+        self._found: dict[str, tuple[str, str]] = dict.fromkeys(dispatchers, (STARTING, "no test has run yet"))
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._work, args=(name,), name="glassworks-health", daemon=True)

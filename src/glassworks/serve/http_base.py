@@ -1,12 +1,13 @@
 """What the paths of a service share: who is let in, how bodies come, how answers and refusals look, how long to wait.
 
-Handlers block and run in threads; whoever waits for a job waits on the event loop, and looks every half second whether its
-key is still let in.
+Handlers block and run in threads; whoever waits for a job waits on the event loop, and looks every half second whether
+its key is still let in.
 """
 
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 from anyio import CapacityLimiter, to_thread
@@ -141,7 +142,7 @@ class Web:
             with self.hub.watch(row.id) as watcher:
                 beat_s = time.monotonic()
                 while self.keys.is_live(row.owner):
-                    found = await self.do(lambda: self.jobs.ledger.events(row.id, row.owner, after=after))
+                    found = await self.do(partial(self.jobs.ledger.events, row.id, row.owner, after=after))
                     for event in found:
                         yield event
                         after, beat_s = event.number, time.monotonic()

@@ -8,7 +8,18 @@ from fastapi.responses import StreamingResponse
 
 from glassworks.errors import InputError
 from glassworks.graph.jobs import ENDED
-from glassworks.serve.http_base import BINARY, BYTES, EVENTS, JOB_HEADER, JSON, NOT_THERE, WITH_BODY, Web, refusals, response
+from glassworks.serve.http_base import (
+    BINARY,
+    BYTES,
+    EVENTS,
+    JOB_HEADER,
+    JSON,
+    NOT_THERE,
+    WITH_BODY,
+    Web,
+    refusals,
+    response,
+)
 from glassworks.serve.jobs import EXPERIMENTS, Wishes
 from glassworks.serve.keys import KeyRow
 from glassworks.serve.records import Event, JobRow
@@ -38,14 +49,14 @@ STATUS: dict[str, Any] = {
 _LIST = {"type": "object", "properties": {"jobs": {"type": "array", "items": STATUS}}}
 _SUBMIT = """Checks experiments, and lets them wait for their turn; the job is on the disk when the answer comes.
 
-The body is one safetensors file. Its tensors are the constants of the graphs and the tensors among the inputs, each once,
-named `0`, `1`, ... (a captured tensor above 1 MiB may be sent before, and be named by its digest in `large`); its metadata
-field `glassworks` holds the request as versioned JSON: the model, and for each experiment the graph, the inputs, the
-generation and the links to earlier saves. Graphs are data: sites, permitted operations, modules and parameters of the model
-by name. They are checked against the site table and the limits, and priced, before they wait.
+The body is one safetensors file. Its tensors are the constants of the graphs and the tensors among the inputs, each
+once, named `0`, `1`, ... (a captured tensor above 1 MiB may be sent before, and be named by its digest in `large`); its
+metadata field `glassworks` holds the request as versioned JSON: the model, and for each experiment the graph, the
+inputs, the generation and the links to earlier saves. Graphs are data: sites, permitted operations, modules and
+parameters of the model by name. They are checked against the site table and the limits, and priced, before they wait.
 
-The same Idempotency-Key with the same body is the same job, however often it is sent. With `wait_s`, a job that ends in that
-time is answered with its results."""
+The same Idempotency-Key with the same body is the same job, however often it is sent. With `wait_s`, a job that ends in
+that time is answered with its results."""
 _JOB = "/v1/jobs/{id}"
 
 
@@ -89,7 +100,9 @@ def _add_submissions(app: FastAPI, web: Web) -> None:
         row: JobRow = await web.check(web.jobs.submit, name, EXPERIMENTS, body, owner.id, wishes)
         return row
 
-    @app.post("/v1/models/{name:path}/jobs", summary="Submit experiments", description=_SUBMIT, status_code=202, **options)
+    @app.post(
+        "/v1/models/{name:path}/jobs", summary="Submit experiments", description=_SUBMIT, status_code=202, **options
+    )
     async def submit(
         name: str, request: Request, wait_s: _WaitS = 0.0,
         idempotency_key: Annotated[str | None, Header()] = None,

@@ -43,9 +43,7 @@ def _add_service(app: FastAPI, web: Web, health: Health) -> None:
     @app.get("/v1/models", responses=refusals(), response_class=Response, dependencies=[web.owner])
     async def listed() -> Response:
         """The names of the models; as OpenAI's clients read them too."""
-        data = [
-            {"id": name, "object": "model", "created": began_s, "owned_by": "glassworks"} for name in models.names
-        ]
+        data = [{"id": name, "object": "model", "created": began_s, "owned_by": "glassworks"} for name in models.names]
         found = {"object": "list", "data": data, "models": [{"name": name} for name in models.names]}
         return response((200, json.dumps(found).encode()), JSON)
 

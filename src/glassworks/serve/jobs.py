@@ -1,7 +1,7 @@
 """The jobs of a service as people see them: taken in, looked at, called off, listed, their results fetched.
 
-Joins what decides (`models`, `quotas`), what remembers (`ledger`) and what moves (`dispatch`). A job belongs to the key that
-made it; to any other its id is unknown, in the same words.
+Joins what decides (`models`, `quotas`), what remembers (`ledger`) and what moves (`dispatch`). A job belongs to the key
+that made it; to any other its id is unknown, in the same words.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 
 from glassworks.client.content import Body
 from glassworks.errors import Cancelled, InputError, RemoteError
-from glassworks.graph.jobs import CANCELLED, ENDED
+from glassworks.graph.jobs import CANCELLED, ENDED, QUEUED
 from glassworks.serve.answers import Answer, Refused, refusal
 from glassworks.serve.dispatch import Dispatcher
 from glassworks.serve.ledger import Ledger
@@ -90,6 +90,7 @@ class Jobs:
             )
         )  # fmt: skip
         if fresh:
+            self._metrics.admitted.labels(name).inc()
             self._dispatchers[name].submit(row)
         return row
 
@@ -148,6 +149,15 @@ class Jobs:
             raise Refused(409, RemoteError(f"the job {id} has not ended: it is {row.status}; cancel it first"))
         self.ledger.forget(row.id, row.owner)
 
+    def take_back(self) -> None:
+        """Let jobs wait again whose lease nobody has renewed: whoever had them has lost them."""
+        for row in self.ledger.expired_leases():
+            if self._dispatchers[row.model].has(row):
+                continue
+            why = "nobody has said for a while that it runs"
+            if self.ledger.requeue(row.id, row.fence, why=why, suspect=False) == QUEUED:
+                self._dispatchers[row.model].submit(row)
+
     def stop_all_of(self, owner: str) -> None:
         """Call off what a key that was revoked has left."""
         for row in self.ledger.unfinished():
@@ -158,8 +168,8 @@ class Jobs:
         """What a key has and may have."""
         ledger, quotas = self.ledger, self.quotas
         return {
-            "unfinished_jobs": ledger.unfinished_count(owner), "compute_s_today": ledger.compute_s_today(owner),
-            "stored_bytes": ledger.stored_bytes(owner),
+            "queued": ledger.queued_count(owner), "running": ledger.running_count(owner),
+            "compute_s_today": ledger.compute_s_today(owner), "stored_bytes": ledger.stored_bytes(owner),
             "limits": {
                 "unfinished_jobs": quotas.unfinished_jobs, "compute_s": quotas.compute_s,
                 "stored_bytes": quotas.stored_bytes, "streams": quotas.streams,

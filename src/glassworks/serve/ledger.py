@@ -55,6 +55,7 @@ class Ledger:
         most_events: of one job, its beginning and end not counted.
 
     Attributes:
+        shelf: the large tensors.
         on_commit: called with the ids of jobs that have new events, in the writer's thread, once these are committed.
     """
 
@@ -76,7 +77,7 @@ class Ledger:
         self._state, self._database, self._now_s = state, state.database, now_s
         self._inline_bytes, self._most_events = inline_bytes, most_events
         self._kept_s, self._kept_bytes, self._kept_jobs = kept_s, kept_bytes, kept_jobs
-        self._shelf = Shelf(state, limit_bytes=tensor_bytes)
+        self.shelf = Shelf(state, limit_bytes=tensor_bytes)
         self._grew: set[str] = set()
         self._database.after_commit = self._tell
         self._sweep()
@@ -288,6 +289,14 @@ class Ledger:
         drop(self._state.results, [file for _, file in removed if file])
         return [id for id, _ in removed]
 
+    def forget(self, id: str, owner: str) -> None:
+        """Remove a job of this owner that has ended, and its results."""
+        row = self.find(id, owner)
+        if row is None:
+            return
+        removed = self._write(lambda turn: retention.remove(turn.connection, [row.number]))
+        drop(self._state.results, [file for _, file in removed if file])
+
     # What an owner has.
 
     def queued_count(self, owner: str) -> int:
@@ -311,11 +320,11 @@ class Ledger:
 
     def put_tensor(self, owner: str, digest: str, dtype: str, shape: Sequence[int], body: Body) -> None:
         """See `shelf.Shelf.put`."""
-        self._shelf.put(owner, digest, Stored(body, dtype, tuple(shape)))
+        self.shelf.put(owner, digest, Stored(body, dtype, tuple(shape)))
 
     def tensor(self, owner: str, digest: str) -> Stored | None:
         """See `shelf.Shelf.get`."""
-        return self._shelf.get(owner, digest)
+        return self.shelf.get(owner, digest)
 
     # How.
 

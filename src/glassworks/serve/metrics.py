@@ -1,13 +1,16 @@
-"""What Prometheus is told: jobs, queues, and what the workers have done. No key, no name and no text of anybody is in it."""
+"""What Prometheus is told: jobs, queues, and what the workers have done. No key, no name and no text of anybody is in
+it."""
 
 import threading
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from glassworks.serve.dispatch import Dispatcher
+if TYPE_CHECKING:
+    from glassworks.serve.dispatch import Dispatcher
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 _COUNTERS = {
@@ -35,17 +38,21 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        own = {"labelnames": ["model"], "registry": self._registry}
-        self.admitted = Counter("glassworks_jobs_admitted", "Jobs that were let in.", **own)  # type: ignore[arg-type]
+        own: Any = {"labelnames": ["model"], "registry": self._registry}
+        self.admitted = Counter("glassworks_jobs_admitted", "Jobs that were let in.", **own)
         self.ended = Counter(
             "glassworks_jobs_ended", "Jobs that ended, by how.", ["model", "status"], registry=self._registry
         )
-        self.retried = Counter("glassworks_jobs_retried", "Jobs that went back because a worker ended.", **own)  # type: ignore[arg-type]
-        self.waited = Histogram("glassworks_job_wait_seconds", "From admission to the worker.", buckets=_SECONDS, **own)  # type: ignore[arg-type]
-        self.took = Histogram("glassworks_job_run_seconds", "From the worker to the end.", buckets=_SECONDS, **own)  # type: ignore[arg-type]
+        self.retried = Counter("glassworks_jobs_retried", "Jobs that went back because a worker ended.", **own)
+        self.waited = Histogram("glassworks_job_wait_seconds", "From admission to the worker.", buckets=_SECONDS, **own)
+        self.took = Histogram("glassworks_job_run_seconds", "From the worker to the end.", buckets=_SECONDS, **own)
         self._lock = threading.Lock()
 
-    def watch(self, dispatchers: Mapping[str, Dispatcher]) -> None:
+    def has_ended(self, model: str, status: str) -> None:
+        """A job has."""
+        self.ended.labels(model, status).inc()
+
+    def watch(self, dispatchers: Mapping[str, "Dispatcher"]) -> None:
         """Tell of these from here on."""
         self._registry.register(_Workers(dispatchers))
 
@@ -58,7 +65,7 @@ class Metrics:
 class _Workers(Collector):
     """What is read when it is asked for."""
 
-    def __init__(self, dispatchers: Mapping[str, Dispatcher]) -> None:
+    def __init__(self, dispatchers: Mapping[str, "Dispatcher"]) -> None:
         self._dispatchers = dispatchers
 
     def collect(self) -> Iterable[Metric]:
@@ -73,8 +80,8 @@ class _Workers(Collector):
         yield up
         for name, (text, unit) in _COUNTERS.items():
             spelled = name.removesuffix("_s") + unit if unit else name
-            counter = CounterMetricFamily(f"glassworks_worker_{spelled}", f"{text} (counts of one worker)", labels=["model"])
-            yield self._filled(counter, name)
+            named = f"glassworks_worker_{spelled}"
+            yield self._filled(CounterMetricFamily(named, f"{text}; by the worker of now", labels=["model"]), name)
         for name, text in _GAUGES.items():
             yield self._filled(GaugeMetricFamily(f"glassworks_worker_{name}", text, labels=["model"]), name)
 

@@ -20,7 +20,7 @@ class Quotas:
     Attributes:
         unfinished_jobs: that wait or run.
         compute_s: seconds of compute in a day (UTC).
-        stored_bytes: of results that are kept; what is older is not let go to make room, since it may be wanted.
+        stored_bytes: of requests that wait, results and large tensors; of results half as much, the oldest go first.
         streams: of events, open at once.
         events: that one job may have; what it says beyond them is not kept.
     """
@@ -39,11 +39,11 @@ class Quotas:
 
     def check(self, ledger: Ledger, owner: str) -> None:
         """Before a request of a key is looked at. Refused, 429: it has too much already; says until when."""
-        unfinished = ledger.unfinished_count(owner)
+        unfinished = ledger.queued_count(owner) + ledger.running_count(owner)
         if unfinished >= self.unfinished_jobs:
             raise _refused(
-                f"unfinished_jobs: {unfinished + 1} asked for, {self.unfinished_jobs} allowed; wait for some, or cancel "
-                f"some",
+                f"unfinished_jobs: {unfinished + 1} asked for, {self.unfinished_jobs} allowed; wait for some, or "
+                f"cancel some",
                 RETRY_AFTER_S,
             )
         used_s = ledger.compute_s_today(owner)
@@ -57,8 +57,8 @@ class Quotas:
         stored = ledger.stored_bytes(owner)
         if stored >= self.stored_bytes:
             raise _refused(
-                f"stored_bytes: results of this key hold {spelled(stored)}, {spelled(self.stored_bytes)} allowed; they "
-                f"are kept for a day, or until DELETE /v1/jobs/ID",
+                f"stored_bytes: requests, results and tensors of this key hold {spelled(stored)}, "
+                f"{spelled(self.stored_bytes)} allowed; results are kept for a day, or until DELETE /v1/jobs/ID",
                 _STORED_RETRY_S,
             )
 
