@@ -345,8 +345,8 @@ class Dispatcher:
 
     def _fail(self, flight: Flight, error: GlassworksError) -> None:
         self._ledger.finish(
-            flight.row.id, flight.fence, status=FAILED, answer=422, result=encode_error(error), media="application/json",
-            compute_s=flight.over_s or 0.0, data={},
+            flight.row.id, flight.fence, status=FAILED, answer=422, result=encode_error(error),
+            media="application/json", compute_s=flight.over_s or 0.0, data={},
         )  # fmt: skip
         self._metrics.has_ended(self.model, FAILED)
         self._land(flight.row.id)

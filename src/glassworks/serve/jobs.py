@@ -54,8 +54,10 @@ class Wishes:
 class Jobs:
     """The jobs of a service's models."""
 
-    def __init__(self, models: Models, ledger: Ledger, dispatchers: Mapping[str, Dispatcher], quotas: Quotas) -> None:
-        self.models, self.ledger, self.quotas = models, ledger, quotas
+    def __init__(
+        self, models: Models, ledger: Ledger, dispatchers: Mapping[str, Dispatcher], *, quotas: Quotas, metrics: Metrics
+    ) -> None:
+        self.models, self.ledger, self.quotas, self._metrics = models, ledger, quotas, metrics
         self._dispatchers = dispatchers
 
     def start(self) -> None:

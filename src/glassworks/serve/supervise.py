@@ -28,7 +28,6 @@ from glassworks.serve.deaths import Death, record
 from glassworks.serve.keys import Keys, digest_of
 from glassworks.serve.quotas import Quotas
 from glassworks.serve.state import State
-from glassworks.serve.digests import Digests as Keys
 
 WORKER = (sys.executable, "-m", "glassworks.serve.worker")
 _WEB = (sys.executable, "-m", "glassworks.serve.web")
