@@ -1,6 +1,5 @@
 """`gw.connect`: a service, or a model of this process through the codec and the limits of one."""
 
-from pathlib import Path
 from typing import Any
 
 from glassworks.client.http import HTTPTransport
@@ -10,6 +9,7 @@ from glassworks.errors import InputError
 from glassworks.graph.messages import decode_results
 from glassworks.serve.host import tokenizer_files
 from glassworks.serve.local import in_process
+from glassworks.serve.tokenizers import text_of
 from glassworks.trace.facade import Model
 from glassworks.trace.parts import Core
 from glassworks.trace.tensors import as_leaf, from_blob
@@ -55,7 +55,7 @@ class ConnectedLab:
     def model(self, name: str) -> Model:
         """A model of the service; blocks on it are written as on a local one, and only data travels."""
         parts = remote_parts(self._lab, name, as_leaf=as_leaf, from_blob=from_blob)
-        text = _text(parts.tokenizer)
+        text = text_of(parts.tokenizer)
         return Model(Core(parts.backend, text=text, table=parts.table, name=name))
 
     def job(self, id: str) -> RemoteJob:
@@ -72,19 +72,3 @@ class ConnectedLab:
 
     def __repr__(self) -> str:
         return f"<service at {self._lab.transport!r}>"
-
-
-def _text(files: dict[str, bytes]) -> Any:
-    """The tokenizer of a service's model, from its files; nothing of it is run but the library's own code."""
-    if not files:
-        return None
-    import tempfile
-
-    from transformers import AutoTokenizer
-
-    from glassworks.model.text import TokenizerText
-
-    with tempfile.TemporaryDirectory(prefix="glassworks-") as folder:
-        for name, content in files.items():
-            (Path(folder) / Path(name).name).write_bytes(content)
-        return TokenizerText(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
