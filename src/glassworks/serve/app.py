@@ -18,6 +18,7 @@ from glassworks.serve.health import Health
 from glassworks.serve.http_base import JSON, Web, response
 from glassworks.serve.http_jobs import add_jobs
 from glassworks.serve.http_models import add_models
+from glassworks.serve.http_openai import add_openai
 from glassworks.serve.metrics import Metrics
 
 _LOG = logging.getLogger("glassworks.serve")
@@ -35,6 +36,7 @@ def create_app(web: Web, *, health: Health, metrics: Metrics) -> FastAPI:
     app.add_exception_handler(Exception, _fault)
     add_models(app, web, health, metrics)
     add_jobs(app, web)
+    add_openai(app, web)
     return app
 
 

@@ -218,7 +218,7 @@ class Dispatcher:
         row = flight.row
         return {
             "do": "run", "job": row.id, "fence": flight.fence, "user": row.owner, "kind": row.kind,
-            "streams": row.streams,
+            "streams": row.streams, "seed": row.seed,
         }  # fmt: skip
 
     def _send_cancel(self, flight: Flight) -> None:

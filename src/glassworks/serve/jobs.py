@@ -16,6 +16,7 @@ from glassworks.graph.jobs import CANCELLED, ENDED, QUEUED
 from glassworks.serve.answers import Answer, Refused, refusal
 from glassworks.serve.dispatch import Dispatcher
 from glassworks.serve.ledger import Ledger
+from glassworks.serve.metrics import Metrics
 from glassworks.serve.models import Models
 from glassworks.serve.quotas import Quotas
 from glassworks.serve.records import JobRow, NewJob
@@ -74,21 +75,23 @@ class Jobs:
 
     # Taking in.
 
-    def submit(self, name: str, kind: str, body: Body, owner: str, wishes: Wishes) -> JobRow:
+    def submit(
+        self, name: str, kind: str, body: Body, owner: str, wishes: Wishes, *, about: str | None = None
+    ) -> JobRow:
         """Check a request, and let it wait for its turn; it is on the disk when this returns.
 
         Raises:
             Refused: it may not run. GlassworksError: it cannot be taken now.
         """
-        let_in = self.models.let_in(_CHECKS[kind], name, body, owner)
+        let_in = self.models.let_in(_CHECKS[kind], name, body, owner, about=about)
         verdict = let_in.verdict
-        if verdict.get("seed") is None:
-            verdict["seed"] = secrets.randbelow(2**31)
+        asked = verdict.get("seed")
         row, fresh = self.ledger.admit(
             NewJob(
                 owner=owner, model=name, kind=kind, verdict=json.dumps(verdict).encode(), body=body,
-                tensors=let_in.tensors, seed=verdict["seed"], priority=wishes.priority, tokens=verdict["tokens"],
-                forwards=verdict["forwards"], idempotency=wishes.idempotency, streams=wishes.streams,
+                tensors=let_in.tensors, seed=secrets.randbelow(2**31) if asked is None else asked,
+                priority=wishes.priority, tokens=verdict["tokens"], forwards=verdict["forwards"],
+                idempotency=wishes.idempotency, streams=wishes.streams,
             )
         )  # fmt: skip
         if fresh:

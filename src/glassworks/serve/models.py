@@ -75,7 +75,9 @@ class Models:
         """Refused, 404: there is no such model."""
         if name not in self._hosts:
             known = ", ".join(self._hosts)
-            raise Refused(404, ModelError(f"this service has no model {name[:200]!r}; it has: {known}"))
+            error = ModelError(f"this service has no model {name[:200]!r}; it has: {known}")
+            error.param, error.code = "model", "model_not_found"  # type: ignore[attr-defined]
+            raise Refused(404, error)
 
     def ask(self, name: str, method: str, path: str, body: Body | None = None) -> Answer:
         """The host's own answer. RemoteError: it is not there."""
@@ -109,10 +111,10 @@ class Models:
         status, verdict = self._checked("inputs", name, body, partial(self._asked, name, owner))
         return (status, verdict) if status != 200 else self.ask(name, "POST", "/sites", body)
 
-    def let_in(self, what: str, name: str, body: Body, owner: str) -> LetIn:
-        """What a check says of a request. Refused: it may not run."""
+    def let_in(self, what: str, name: str, body: Body, owner: str, *, about: str | None = None) -> LetIn:
+        """What a check says of a request for a model. Refused: it may not run. `about`: see `checks.Checks.check`."""
         self.table(name)
-        status, found = self._checked(what, name, body, partial(self._asked, name, owner))
+        status, found = self._checked(what, about or name, body, partial(self._asked, name, owner))
         if status != 200:
             raise Refused.with_answer(status, found)
         verdict = json.loads(joined(found))
