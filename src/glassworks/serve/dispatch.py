@@ -69,6 +69,8 @@ class Dispatcher:
         self._suspects: dict[str, JobRow] = {}
         self._flights = Flights(each=EACH, all=ALL)
         self._is_up = self._stopping = self._killed = False
+        self._unsettled = 0
+        """Workers that have gone, of which it is not settled yet what becomes of their jobs."""
         self._rate = 0.0
         self._finished: list[tuple[float, int]] = []
         self._said: SimpleQueue[tuple[str, Any, Any] | None] = SimpleQueue()
@@ -168,7 +170,8 @@ class Dispatcher:
             self._watch()
 
     def _can_send(self) -> bool:
-        return self._is_up and not self._flights.is_exclusive and bool(self._suspects or len(self._queue))
+        ready = self._is_up and not self._unsettled and not self._flights.is_exclusive
+        return ready and bool(self._suspects or len(self._queue))
 
     def _choose(self) -> list[Flight]:
         """Who goes to the worker now; with the lock held. A suspect waits until it is alone."""
@@ -241,7 +244,7 @@ class Dispatcher:
 
     def down(self) -> None:
         with self._changed:
-            self._is_up = False
+            self._is_up, self._unsettled = False, self._unsettled + 1
             had = [flight for flight in self._flights.values() if flight.sent]
         self._said.put(("down", self.about.get("pid"), had))
 
@@ -269,7 +272,12 @@ class Dispatcher:
             future.result()
         for kind, what, had in batch:
             if kind == "down":
-                self._died(what, had)
+                try:
+                    self._died(what, had)
+                finally:
+                    with self._changed:
+                        self._unsettled -= 1
+                        self._changed.notify_all()
             elif kind == "lost":
                 self._requeue(what, "the worker had gone before the job came to it", suspect=False)
 

@@ -49,6 +49,7 @@ class WorkerLink:
     def __init__(self, name: str, path: str, listener: Listener) -> None:
         self.name, self._path, self._listener = name, path, listener
         self.count = 0
+        self._waiting: socket.socket | None = None
         self._socket: socket.socket | None = None
         self._sending = threading.Lock()
         self._numbers = itertools.count(1)
@@ -64,6 +65,10 @@ class WorkerLink:
         """Leave the worker alone."""
         self._closed.set()
         self._hang_up()
+        waiting = self._waiting  # for a worker that has not said yet that it is there
+        if waiting is not None:
+            with suppress(OSError):
+                waiting.shutdown(socket.SHUT_RDWR)
         if self._thread.is_alive():
             self._thread.join()
 
@@ -112,14 +117,11 @@ class WorkerLink:
             if connection is None:
                 self._closed.wait(_RETRY_S)
                 continue
-            try:
+            with connection:
                 self._read(connection)
-            finally:
-                self._hang_up()
-                connection.close()
 
     def _connected(self) -> socket.socket | None:
-        found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        found = self._waiting = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             found.connect(self._path)
         except OSError:
