@@ -37,7 +37,11 @@ Row = tuple[int, ...]
 def completion_verdict(
     asked: Asked, table: SiteTable, text: Text | None, limits: Limits, table_of: Callable[[Experiment], SiteTable]
 ) -> dict[str, Any]:
-    """What the model is to do, as JSON values: see `docs/operating.md`.
+    """What the model is to do, as JSON values.
+
+    A quote's own, `late` for each prompt, and: `prompts` (ids), each with `n` choices; `max_new_tokens`, `options`,
+    `stop` and `logprobs` as a `gw.Request` has them; `seed` if one was asked for (see `openai.seeds_of`); whether the
+    body has a `graph`; and the `form` of the answer.
 
     Args:
         text: the model's tokenizer.
@@ -111,7 +115,8 @@ def _new_tokens(asked: Asked, rows: Sequence[Row], table: SiteTable, limits: Lim
     if asked.max_new_tokens is None:
         return min(limits.max_new_tokens, max(room, 1)) if table.positions else limits.max_new_tokens
     with concerning(asked.max_tokens_name):
-        within("max_new_tokens", asked.max_new_tokens, limits.max_new_tokens, "ask for the rest in another request")
+        name = f"max_new_tokens ({asked.max_tokens_name})"
+        within(name, asked.max_new_tokens, limits.max_new_tokens, "ask for the rest in another request")
     if table.positions and asked.max_new_tokens > room:
         raise Unfit(
             f"this model has {table.positions} positions; the prompt has {longest} tokens and {asked.max_new_tokens} "

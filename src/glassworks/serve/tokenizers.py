@@ -23,5 +23,5 @@ def text_of(files: Mapping[str, bytes]) -> TokenizerText | None:
             (Path(folder) / Path(name).name).write_bytes(content)
         try:
             return TokenizerText(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # noqa: BLE001 - the library raises whatever it meets in a file that is none
             raise ModelError(f"the files {', '.join(files)} are no tokenizer: {error}") from None
