@@ -9,6 +9,8 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -39,7 +41,7 @@ class Database:
         self.after_commit: Callable[[], None] = _nothing
         """Called in the writer's thread after each commit, before those who wait are told."""
         self._engine = _sqlite(path)
-        self._waiting: SimpleQueue[tuple[Write, Future[Any]] | None] = SimpleQueue()
+        self._waiting: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._closing = threading.Lock()
         self._closed = False
         try:
@@ -67,13 +69,17 @@ class Database:
         """
         return self.submit(what).result()
 
-    def submit(self, what: Callable[[Connection], T]) -> "Future[T]":
-        """As `write`, without waiting. Writes are done in the order in which they are submitted."""
+    def submit(self, what: Callable[[Connection], T], *, then: Callable[[bool], None] | None = None) -> "Future[T]":
+        """As `write`, without waiting. Writes are done in the order in which they are submitted.
+
+        Args:
+            then: called in the writer's thread, before anyone is told, with whether the write is on the disk.
+        """
         future: Future[T] = Future()
         with self._closing:
             if self._closed:
                 raise RemoteError("the service's state is closed: the service is stopping")
-            self._waiting.put((what, future))
+            self._waiting.put(_Waiting(what, then or _ignore, future))
         return future
 
     def close(self) -> None:
@@ -94,45 +100,78 @@ class Database:
         with self._writing() as connection:
             more = True
             while more:
-                taken = [self._waiting.get()]
-                while len(taken) < _AT_ONCE and taken[-1] is not None:
-                    try:
-                        taken.append(self._waiting.get_nowait())
-                    except Empty:
-                        break
+                taken = self._take()
                 more = taken[-1] is not None
-                self._commit(connection, [each for each in taken if each is not None])
+                self._commit(connection, [each for each in taken if each is not None and each.begins()])
 
-    def _commit(self, connection: Connection, writes: list[tuple[Write, Future[Any]]]) -> None:
+    def _take(self) -> "list[_Waiting | None]":
+        """What waits, at least one; None stands last, and for the end."""
+        taken = [self._waiting.get()]
+        while len(taken) < _AT_ONCE and taken[-1] is not None:
+            try:
+                taken.append(self._waiting.get_nowait())
+            except Empty:
+                break
+        return taken
+
+    def _commit(self, connection: Connection, writes: "list[_Waiting]") -> None:
         """One transaction of all of them. An error of the transaction's own is everyone's."""
-        done: list[Callable[[], None]] = []
         try:
             with connection.begin():
-                for what, future in writes:
-                    done.append(_attempt(connection, what, future))
+                for write in writes:
+                    _attempt(connection, write)
         except Exception as error:  # noqa: BLE001 - raised where each of them waits
-            for _, future in writes:
-                future.set_exception(_spoken(error))
-            return
-        try:
-            self.after_commit()
-        except Exception:  # noqa: BLE001 - what was written is written
-            _LOG.exception("who is told of commits failed")
-        for tell in done:
-            tell()
+            for write in writes:
+                write.error = error
+        for write in writes:
+            _follow(partial(write.then, write.error is None))
+        _follow(self.after_commit)
+        for write in writes:
+            write.tell()
 
 
-def _attempt(connection: Connection, what: Write, future: "Future[Any]") -> Callable[[], None]:
-    """Do one write; how to tell its caller once all are committed."""
+def _follow(what: Callable[[], None]) -> None:
+    try:
+        what()
+    except Exception:  # noqa: BLE001 - what was written is written
+        _LOG.exception("what follows a write failed")
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A write, and what became of it."""
+
+    what: Write
+    then: Callable[[bool], None]
+    future: "Future[Any]"
+    found: Any = None
+    error: Exception | None = None
+
+    def begins(self) -> bool:
+        """Whether it is wanted still; from here on it cannot be called off."""
+        wanted = self.future.set_running_or_notify_cancel()
+        if not wanted:
+            _follow(partial(self.then, False))
+        return wanted
+
+    def tell(self) -> None:
+        if self.error is None:
+            self.future.set_result(self.found)
+        else:
+            self.future.set_exception(_spoken(self.error))
+
+
+def _attempt(connection: Connection, write: _Waiting) -> None:
     connection.exec_driver_sql("SAVEPOINT one")
     try:
-        found = what(connection)
+        write.found = write.what(connection)
     except Exception as error:  # noqa: BLE001 - raised where it waits
-        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT one")
-        spoken = _spoken(error)
-        return lambda: future.set_exception(spoken)
+        write.error = error
+        try:
+            connection.exec_driver_sql("ROLLBACK TO SAVEPOINT one")
+        except DatabaseError:  # a disk that is full ended the whole transaction
+            raise error from None
     connection.exec_driver_sql("RELEASE SAVEPOINT one")
-    return lambda: future.set_result(found)
 
 
 def _spoken(error: Exception) -> Exception:
@@ -144,6 +183,10 @@ def _spoken(error: Exception) -> Exception:
 
 
 def _nothing() -> None:
+    pass
+
+
+def _ignore(written: bool) -> None:
     pass
 
 

@@ -51,11 +51,17 @@ class Entry:
 
 @dataclass(slots=True)
 class Turn:
-    """One write under way. `grew`: jobs that have new events."""
+    """One write under way, and what is to follow it once it is on the disk.
+
+    Attributes:
+        grew: ids of jobs that have new events.
+        gone: files that no row names any more, each with its folder.
+    """
 
     connection: Connection
     now_s: float
     grew: set[str] = field(default_factory=set)
+    gone: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, id: str, job: int, number: int, kind: str, data: dict[str, Any]) -> None:
         """Store an event under a number that the job's row has counted."""

@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, bindparam, update
@@ -92,8 +93,9 @@ class Ledger:
             RemoteError: the disk is full or broken; or a large tensor was let go in this moment.
         """
         digest, size_bytes = _digest(new.body), size_of(new.body)
-        if found := self._database.read(lambda connection: moves.same(connection, new, digest)):
-            return found, False
+        known = new.idempotency is not None and self._read(lambda connection: moves.same(connection, new, digest))
+        if known:
+            return known, False
         row = self._row(new, digest)
         inline = bytes(joined(new.body)) if size_bytes <= self._inline_bytes else None
         if inline is None:
@@ -101,14 +103,12 @@ class Ledger:
 
         def admit(turn: Turn) -> tuple[JobRow, bool]:
             if found := moves.same(turn.connection, new, digest):
+                turn.gone += [("bodies", row.id)] if inline is None else []
                 return found, False
             shelf.require(turn.connection, new.owner, new.tensors)
             return moves.admit(turn, new, row, size_bytes=size_bytes, inline=inline), True
 
-        admitted, is_new = self._or_drop(self._state.bodies, None if inline is not None else row.id, admit)
-        if not is_new and inline is None:
-            drop(self._state.bodies, [row.id])
-        return admitted, is_new
+        return self._submit(admit, file=None if inline is not None else ("bodies", row.id)).result()
 
     def _row(self, new: NewJob, digest: str) -> JobRow:
         return JobRow(
@@ -167,7 +167,6 @@ class Ledger:
                 moves.requeue(turn, row.id, row.fence, why="the service was restarted", suspect=row.suspect)
 
         self._write(release)
-        self._remove_bodies(row.id for row in running if row.cancelled)
         return self.unfinished()
 
     def claim(self, id: str, *, lease_s: float) -> int | None:
@@ -226,6 +225,15 @@ class Ledger:
         Raises:
             RemoteError: the disk is full or broken, and nothing changed.
         """
+        return self.finish_soon(
+            id, fence, status=status, answer=answer, result=result, media=media, compute_s=compute_s, data=data
+        ).result()
+
+    def finish_soon(
+        self, id: str, fence: int, *, status: str, answer: int, result: Body, media: str, compute_s: float,
+        data: dict[str, Any],
+    ) -> "Future[bool]":  # fmt: skip
+        """As `finish`, without waiting for the row; a large result is written to its file here."""
         if status not in ENDED:
             raise InputError(f"a job ends as one of {', '.join(sorted(ENDED))}, got {status!r}")
         size = size_of(result)
@@ -243,12 +251,9 @@ class Ledger:
             compute_s=compute_s,
             data=data,
         )
-        row = self._or_drop(self._state.results, file, lambda turn: moves.finish(turn, id, fence, ending))
-        if row is None:
-            drop(self._state.results, [file] if file else [])
-        elif row.body_file:
-            drop(self._state.bodies, [row.body_file])
-        return row is not None
+        return self._submit(
+            lambda turn: moves.finish(turn, id, fence, ending), file=None if file is None else ("results", file)
+        )
 
     def requeue(self, id: str, fence: int, *, why: str, suspect: bool) -> str | None:
         """Let a running job wait again; one that was called off ends instead.
@@ -256,16 +261,11 @@ class Ledger:
         Returns:
             Its status; None: the job was ended or started anew meanwhile, and nothing changed.
         """
-        status = self._write(lambda turn: moves.requeue(turn, id, fence, why=why, suspect=suspect))
-        if status is not None and status != QUEUED:
-            self._remove_bodies([id])
-        return status
+        return self._write(lambda turn: moves.requeue(turn, id, fence, why=why, suspect=suspect))
 
     def cancel(self, id: str, owner: str) -> JobRow | None:
         """Call a job of this owner off: one that waits ends at once, one that runs is marked, one that ended stays."""
-        ended = self._write(lambda turn: moves.cancel(turn, id, owner))
-        if ended is not None:
-            self._remove_bodies([id])
+        self._write(lambda turn: moves.cancel(turn, id, owner))
         return self.find(id, owner)
 
     # Letting go.
@@ -281,21 +281,14 @@ class Ledger:
         gone: Ids = []
         for start in range(0, len(numbers), retention.AT_ONCE):
             some = numbers[start : start + retention.AT_ONCE]
-            gone += self._remove(some)
+            gone += self._write(partial(retention.remove, numbers=some))
         return gone
-
-    def _remove(self, numbers: Sequence[int]) -> Ids:
-        removed = self._write(lambda turn: retention.remove(turn.connection, numbers))
-        drop(self._state.results, [file for _, file in removed if file])
-        return [id for id, _ in removed]
 
     def forget(self, id: str, owner: str) -> None:
         """Remove a job of this owner that has ended, and its results."""
         row = self.find(id, owner)
-        if row is None:
-            return
-        removed = self._write(lambda turn: retention.remove(turn.connection, [row.number]))
-        drop(self._state.results, [file for _, file in removed if file])
+        if row is not None:
+            self._write(partial(retention.remove, numbers=[row.number]))
 
     # What an owner has.
 
@@ -334,25 +327,20 @@ class Ledger:
     def _write(self, what: Callable[[Turn], T]) -> T:
         return self._submit(what).result()
 
-    def _submit(self, what: Callable[[Turn], T]) -> "Future[T]":
+    def _submit(self, what: Callable[[Turn], T], *, file: tuple[str, str] | None = None) -> "Future[T]":
+        """Do a write in its turn. `file`: one that it names, with its folder, which goes if nothing is written."""
+        turns: list[Turn] = []
+
         def write(connection: Connection) -> T:
-            turn = Turn(connection, self._now_s())
-            found = what(turn)
-            self._grew |= turn.grew
-            return found
+            turns.append(Turn(connection, self._now_s()))
+            return what(turns[0])
 
-        return self._database.submit(write)
+        def then(written: bool) -> None:
+            self._grew |= turns[0].grew if written else set()
+            for folder, name in turns[0].gone if written else [file] if file else []:
+                drop(self._state.folder / folder, [name])
 
-    def _or_drop(self, folder: Any, file: str | None, what: Callable[[Turn], T]) -> T:
-        """Write a row that names a file, which goes if the row is not written."""
-        try:
-            return self._write(what)
-        except Exception:
-            drop(folder, [file] if file else [])
-            raise
-
-    def _remove_bodies(self, ids: Iterable[str]) -> None:
-        drop(self._state.bodies, ids)
+        return self._database.submit(write, then=then)
 
     def _tell(self) -> None:
         grew, self._grew = frozenset(self._grew), set()

@@ -118,23 +118,23 @@ def requeue(turn: Turn, id: str, fence: int, *, why: str, suspect: bool) -> str 
     """Let a running job wait again, or end if it was called off; its status, None if the fence is not the newest."""
     row = _moved(turn, _REQUEUE, {"job": id, "held": fence, "suspected": suspect})
     if row is None:
-        ended = _end(turn, _CANCEL_RETRIED, {"job": id, "held": fence, **called_off(id)})
-        return None if ended is None else CANCELLED
+        return CANCELLED if _end(turn, _CANCEL_RETRIED, {"job": id, "held": fence, **called_off(id)}) else None
     turn.add(id, row.number, row.events, "retried", {"why": why})
     return QUEUED
 
 
-def finish(turn: Turn, id: str, fence: int, ending: dict[str, Any]) -> Row[Any] | None:
-    """End a running job with an `ending`; None if the fence is not the newest."""
-    return _end(turn, _FINISH, {"job": id, "held": fence, **ending})
+def finish(turn: Turn, id: str, fence: int, ending: dict[str, Any]) -> bool:
+    """End a running job with an `ending`; False if the fence is not the newest."""
+    ended = _end(turn, _FINISH, {"job": id, "held": fence, **ending})
+    if not ended and ending["file"] is not None:
+        turn.gone.append(("results", ending["file"]))
+    return ended
 
 
-def cancel(turn: Turn, id: str, owner: str) -> Row[Any] | None:
-    """Call a job off. One that waits ends, and is given; one that runs is marked."""
-    row = _end(turn, _CANCEL_QUEUED, {"job": id, "of": owner, **called_off(id)})
-    if row is None:
+def cancel(turn: Turn, id: str, owner: str) -> None:
+    """Call a job off: one that waits ends, one that runs is marked."""
+    if not _end(turn, _CANCEL_QUEUED, {"job": id, "of": owner, **called_off(id)}):
         turn.connection.execute(_CANCEL_RUNNING, {"job": id, "of": owner})
-    return row
 
 
 def ending(
@@ -156,17 +156,19 @@ def called_off(id: str) -> dict[str, Any]:
     )
 
 
-def _end(turn: Turn, statement: Any, values: dict[str, Any]) -> Row[Any] | None:
+def _end(turn: Turn, statement: Any, values: dict[str, Any]) -> bool:
     """One transaction: the row, the result in the place of the body, the terminal event, what it cost."""
     columns = {name: value for name, value in values.items() if name not in ("bytes", "data")}
     row = _moved(turn, statement, {**columns, "now_s": turn.now_s})
     if row is None:
-        return None
+        return False
     turn.connection.execute(_PAY, {"of": row.number, "bytes": values["bytes"]})
     turn.add(values["job"], row.number, row.events, values["ends"], values["data"])
+    if row.body_file is not None:
+        turn.gone.append(("bodies", row.body_file))
     if values["took_s"]:
         _charge(turn, row.owner, values["took_s"])
-    return row
+    return True
 
 
 def _charge(turn: Turn, owner: str, took_s: float) -> None:

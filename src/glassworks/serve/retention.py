@@ -9,9 +9,10 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, delete, func, or_, select
 
 from glassworks.graph.jobs import ENDED
+from glassworks.serve.entries import Turn
 from glassworks.serve.schema import jobs
 
-AT_ONCE = 500
+AT_ONCE = 100
 """Jobs that go in one transaction, so that who writes meanwhile need not wait long."""
 
 _ENDED = jobs.c.status.in_(sorted(ENDED))
@@ -52,7 +53,8 @@ def over(connection: Connection, *, before_s: float, owner_bytes: int, owner_job
     return list(found.scalars())
 
 
-def remove(connection: Connection, numbers: Sequence[int]) -> list[tuple[str, str | None]]:
-    """Remove ended jobs; their ids, and the files that are to be removed once that is committed."""
-    rows: Any = connection.execute(_GO, {"numbers": list(numbers)})
-    return [(id, file) for id, file in rows]
+def remove(turn: Turn, numbers: Sequence[int]) -> list[str]:
+    """Remove ended jobs; their ids."""
+    rows = turn.connection.execute(_GO, {"numbers": list(numbers)}).all()
+    turn.gone += [("results", file) for _, file in rows if file is not None]
+    return [id for id, _ in rows]
