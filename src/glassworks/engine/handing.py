@@ -37,6 +37,7 @@ class Replies:
 
     def add(self, work: Work, reply: Reply) -> None:
         """A request has come."""
+        reply.logs = work.run.frame.logs
         self._replies[work] = reply
         self._spelled[work] = (0, 0)
 
@@ -96,9 +97,9 @@ class Replies:
             finish=work.finish if stop is None else "stop", now_s=self._now_s(),
         )  # fmt: skip
 
-    def fail(self, work: Work, error: Exception) -> None:
-        """A request ends before its time."""
-        self._release(work).fail(error, self._now_s())
+    def fail(self, work: Work, error: Exception, *, in_company: bool = False) -> None:
+        """A request ends before its time; `in_company`: with all that shared its pass."""
+        self._release(work).fail(error, self._now_s(), in_company=in_company)
 
     def _release(self, work: Work) -> Reply:
         self._frames.give(work.frame_bytes)

@@ -89,6 +89,8 @@ class Timing:
     Attributes:
         preempted: how often its turn was given to others while it had tokens to make. swapped: how often its keys and
             values left the device. recomputed_tokens, shared_tokens: computed again; taken over from another request.
+        compute_s: its part of the seconds of iterations: of a pass that it shared, by tokens; of its own passes and its
+            graph's nodes, all. Over all requests the sum is `engine.stats.seconds`.
     """
 
     arrival_s: float
@@ -98,6 +100,7 @@ class Timing:
     swapped: int = 0
     recomputed_tokens: int = 0
     shared_tokens: int = 0
+    compute_s: float = 0.0
 
     @property
     def ttft_s(self) -> float | None:
@@ -118,7 +121,9 @@ class Reply:
 
     Attributes:
         request: what was asked. tokens: ids of the new tokens so far. timing: when, and what happened to it.
-        error: what ended it before its time; None if nothing did. logs: what `gw.log` said.
+        error: what ended it before its time; None if nothing did. logs: what `gw.log` has said so far.
+        in_company: the error is the model's, in a pass that others shared, and may be another's doing: the same request
+            with `alone=True` tells.
         finish: why it ended: `length` (it has all the tokens that were asked for), `eos`, `stop` (a stop text came) or
             `graph` (its graph ended it); None: it has not, or ended before its time.
     """
@@ -129,6 +134,7 @@ class Reply:
         self.request, self.timing = request, timing
         self.tokens: list[int] = []
         self.error: Exception | None = None
+        self.in_company = False
         self.logs: Sequence[LogEntry] = ()
         self.finish: str | None = None
         self._pieces: list[Token] = []
@@ -200,8 +206,17 @@ class Reply:
     ) -> None:
         """It has all come."""
         self._saves, self.logs, self._text, self.finish = saves, logs, text, finish
-        self.timing.end_s, self.done = now_s, True
+        self._ended(now_s)
 
-    def fail(self, error: Exception, now_s: float) -> None:
+    def fail(self, error: Exception, now_s: float, *, in_company: bool = False) -> None:
         """It ends before its time."""
-        self.error, self.timing.end_s, self.done = error, now_s, True
+        self.error, self.in_company = error, in_company
+        self._ended(now_s)
+
+    def _ended(self, now_s: float) -> None:
+        self.timing.end_s, self.done = now_s, True
+        self._drive = self._cancel = _nothing  # the engine, and what has run, are held no longer
+
+
+def _nothing() -> None:
+    """What is left to do for a reply that has ended."""
