@@ -75,6 +75,7 @@ class Engine:
     Attributes:
         why_not_packed: why this model's requests are not packed; None: they are. They then decode together in padded
             passes, or run one by one.
+        limits: what an iteration has at most. stats: what was done so far.
 
     Raises:
         InputError: the model is not in this process, or is no model of tokens; an unknown policy.
@@ -105,7 +106,7 @@ class Engine:
         if not isinstance(self._local.runtime, EagerRuntime):
             raise InputError("an engine runs a model in one piece: load it without stages")
         self._model, self._core = model, model._core
-        self._share, self._limits = share, Limits(rows=rows, tokens=tokens)
+        self._share, self.limits = share, Limits(rows=rows, tokens=tokens)
         self.clock: Clock = RealClock() if clock is None else clock
         self._timer = time.process_time if isinstance(self.clock, VirtualClock) else time.perf_counter
         self._cost = IterationCost(cost)
@@ -238,6 +239,10 @@ class Engine:
             prefill_token_s=own.prefill_token_s,
         )  # fmt: skip
 
+    def spell(self, token: int) -> str:
+        """The text of one token by itself; nothing without a tokenizer."""
+        return "" if self._core.text is None else self._core.text.decode([token])
+
     def now(self) -> Now:
         """What is going on at this moment; any thread may ask, also during a step."""
         shared = None if self._shared_steps is None else self._shared_steps.speaking.frame
@@ -338,7 +343,7 @@ class Engine:
         if not self._works:
             return bool(self._waiting) and self._nothing(moving)
         now_s = self.clock.now_s()
-        decision = self._scheduler.decide(list(self._works), now_s=now_s, limits=self._limits, memory=self._memory())
+        decision = self._scheduler.decide(list(self._works), now_s=now_s, limits=self.limits, memory=self._memory())
         began = self._timer()
         self._at = tuple([self._works[job].run.frame for job, _ in decision.run])
         self._move(decision)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from glassworks.engine.spelling import Spelling
 from glassworks.errors import Cancelled, InputError
 from glassworks.graph.graph import Graph
 from glassworks.graph.logs import LogEntry
@@ -138,8 +139,10 @@ class Reply:
         self.logs: Sequence[LogEntry] = ()
         self.finish: str | None = None
         self._pieces: list[Token] = []
+        self._logprobs: list[Mapping[int, float]] = []
+        self._spelling = Spelling(None)
         self._saves: Mapping[str, Any] = {}
-        self._text: str | None = None
+        self._stop: int | None = None
         self._drive, self._cancel = drive, cancel
         self.done = False
 
@@ -148,7 +151,20 @@ class Reply:
     @property
     def text(self) -> str:
         """What the tokens spell so far, up to a stop text."""
-        return "".join(piece.text for piece in self._pieces) if self._text is None else self._text
+        return self.whole[: self._stop] if self.done else "".join(piece.text for piece in self.pieces)
+
+    @property
+    def whole(self) -> str:
+        """What the tokens spell so far, whatever they are."""
+        return self._spelling.all(self.tokens)
+
+    @property
+    def pieces(self) -> Sequence[Token]:
+        """The tokens so far, each with what it adds to the text."""
+        while (at := len(self._pieces)) < len(self.tokens):
+            added = self._spelling.added(self.tokens[: at + 1])
+            self._pieces.append(Token(self.tokens[at], added, self._logprobs[at]))
+        return self._pieces
 
     @property
     def saves(self) -> Mapping[str, Any]:
@@ -163,7 +179,7 @@ class Reply:
     @property
     def logprobs(self) -> list[Mapping[int, float]]:
         """For each token so far, with `logprobs=`: id -> log probability."""
-        return [piece.logprobs for piece in self._pieces]
+        return list(self._logprobs)
 
     def wait(self) -> "Reply":
         """Drive the engine until this reply has ended; what ended it before its time is raised."""
@@ -181,8 +197,8 @@ class Reply:
         """Each token as it comes; at the end, what ended the request before its time is raised."""
         at = 0
         while True:
-            while at < len(self._pieces):
-                yield self._pieces[at]
+            while at < len(self.pieces):
+                yield self.pieces[at]
                 at += 1
             if self.done:
                 break
@@ -197,15 +213,18 @@ class Reply:
 
     # What the engine says.
 
-    def add(self, token: Token) -> None:
-        """A token has come."""
-        self._pieces.append(token)
+    def begin(self, spelling: Spelling, logs: Sequence[LogEntry]) -> None:
+        """It is taken in. `logs`: where its entries will be."""
+        self._spelling, self.logs = spelling, logs
 
-    def end(
-        self, *, saves: Mapping[str, Any], logs: Sequence[LogEntry], text: str | None, finish: str, now_s: float
-    ) -> None:
-        """It has all come."""
-        self._saves, self.logs, self._text, self.finish = saves, logs, text, finish
+    def add(self, token: int, logprobs: Mapping[int, float]) -> None:
+        """A token has come."""
+        self._logprobs.append(logprobs)
+        self.tokens.append(token)  # last: another thread may look
+
+    def end(self, *, saves: Mapping[str, Any], stop: int | None, finish: str, now_s: float) -> None:
+        """It has all come. `stop`: where in the whole text the reply ends before."""
+        self._saves, self._stop, self.finish = saves, stop, finish
         self._ended(now_s)
 
     def fail(self, error: Exception, now_s: float, *, in_company: bool = False) -> None:
