@@ -111,6 +111,7 @@ def zeros(*shape: int) -> Blob:
 def main() -> int:
     from glassworks.serve import worker
     from glassworks.serve.host import ModelHost
+    from glassworks.serve.one_by_one import OneByOne
 
     options = worker.parser().parse_args()
     if options.model == "broken":
@@ -119,8 +120,8 @@ def main() -> int:
         time.sleep(60)
     files = {"tokenizer.json": b"{}"}
     limits = Limits(**json.loads(options.limits))
-    host = ModelHost(FakeBackend(), tokenizer=files, result_bytes=limits.result_bytes)
-    worker.run(host, socket_path=options.socket, while_open=options.while_open)
+    host = ModelHost(FakeBackend(), tokenizer=files, result_bytes=limits.result_bytes, run_s=limits.run_s)
+    worker.run(OneByOne(host), socket_path=options.socket, while_open=options.while_open)
     return 0
 
 

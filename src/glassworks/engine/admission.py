@@ -5,6 +5,7 @@ prompt) is promised room off the device for all that it may come to, before it b
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ from glassworks.memory.arena import Arena
 from glassworks.memory.budget import KVBudget
 from glassworks.memory.kv import FRAMES, KVStore, arenas_of
 from glassworks.memory.links import Link, link_for
-from glassworks.run.frame import Frame
 from glassworks.run.packing import PackedRuntime
 from glassworks.schedule.base import Job, Memory
 from glassworks.units import spelled
@@ -91,9 +91,9 @@ class Admission:
 
     def work(
         self, graph: Graph, inputs: Inputs, generation: Generation | None, *, number: int, now_s: float, user: str,
-        expected_tokens: float | None,
+        expected_tokens: float | None, alone: bool,
     ) -> Work:  # fmt: skip
-        """An experiment that has not begun.
+        """An experiment that has not begun. `alone`: it shares no pass, whatever it is.
 
         Raises:
             InputError: it cannot be. BudgetExceeded: it could never fit; says by how much.
@@ -102,9 +102,9 @@ class Admission:
             raise InputError(f"the graph has {graph.invokes} invokes and was given rows for {len(inputs.invokes)}")
         table, plan = self._local.placed(graph, inputs, generating=generation is not None)
         facts = facts_of(graph, plan, table, inputs, generation)
-        runtime = self._local.runtime
-        frame = Frame(graph, plan, named=inputs.named, device=runtime.device, parameter=runtime.parameter)
-        run = ExperimentRun(self._local, table, frame, inputs, generation)
+        if alone:
+            facts = replace(facts, why_alone="it was asked to run by itself")
+        run = self._local.begun(graph, inputs, generation, table=table, plan=plan)
         rows = [row for own in inputs.invokes for row in own.ids]
         job = Job(
             id=number, arrival_s=now_s, prompt_tokens=max(map(len, rows), default=0), user=user,

@@ -26,7 +26,7 @@ from glassworks.engine.admission import Admission
 from glassworks.engine.backend import EngineBackend
 from glassworks.engine.handing import Replies
 from glassworks.engine.local import HasLocal
-from glassworks.engine.options import Stats, check_inputs, check_options
+from glassworks.engine.options import Now, Stats, check_inputs, check_options
 from glassworks.engine.requests import Reply, Request, Timing
 from glassworks.engine.steps import Computed, compute
 from glassworks.engine.work import AloneWork, PackedWork, Work
@@ -39,6 +39,7 @@ from glassworks.memory.budget import KVBudget
 from glassworks.memory.kv import KVStore
 from glassworks.memory.links import Link
 from glassworks.run.eager import EagerRuntime
+from glassworks.run.frame import Frame
 from glassworks.run.joined import JoinedRuntime
 from glassworks.run.packing import PackedRuntime
 from glassworks.schedule import IterationCost, Predictor, scheduler
@@ -74,6 +75,7 @@ class Engine:
     Attributes:
         why_not_packed: why this model's requests are not packed; None: they are. They then decode together in padded
             passes, or run one by one.
+        limits: what an iteration has at most. stats: what was done so far.
 
     Raises:
         InputError: the model is not in this process, or is no model of tokens; an unknown policy.
@@ -104,7 +106,7 @@ class Engine:
         if not isinstance(self._local.runtime, EagerRuntime):
             raise InputError("an engine runs a model in one piece: load it without stages")
         self._model, self._core = model, model._core
-        self._share, self._limits = share, Limits(rows=rows, tokens=tokens)
+        self._share, self.limits = share, Limits(rows=rows, tokens=tokens)
         self.clock: Clock = RealClock() if clock is None else clock
         self._timer = time.process_time if isinstance(self.clock, VirtualClock) else time.perf_counter
         self._cost = IterationCost(cost)
@@ -136,18 +138,39 @@ class Engine:
         self._idle = 0
         self._iterating = False
         self._lock = RLock()
+        self._began_s: float | None = None
+        self._at: tuple[Frame, ...] = ()
+        self._by_itself: Frame | None = None
 
     # What people call.
 
-    def submit(self, request: Request) -> Reply:
+    def submit(self, request: Request, *, alone: bool = False) -> Reply:
         """Take a request in. Whoever iterates over the reply, or waits for it, drives the engine.
+
+        Args:
+            alone: it shares no forward pass with others.
 
         Raises:
             InputError: the prompt, the options or the graph cannot be. BudgetExceeded: it could never fit; says by how
             much.
         """
         with self._lock:
-            return self._taken(request, self._work_of(request))
+            return self._taken(request, self._work_of(request, alone=alone))
+
+    def start(
+        self, graph: Graph, inputs: Inputs, generation: Generation | None = None, *, user: str = "", alone: bool = False
+    ) -> Reply:
+        """Take an experiment in, of any form that a backend runs; `reply.results` is what it gives.
+
+        Args:
+            user, alone: as for requests.
+
+        Raises:
+            InputError: it cannot be. GraphError: the graph cannot be placed. BudgetExceeded: it could never fit.
+        """
+        with self._lock:
+            work = self.work(graph, inputs, generation, user=user, alone=alone)
+            return self._taken(Request((), max_new_tokens=work.job.max_new_tokens, user=user), work)
 
     def run(self, requests: Iterable[Request], *, progress: Callable[[Reply], None] | None = None) -> list[Reply]:
         """All of them to the end. What ends one before its time is its reply's `error`, and leaves the others alone.
@@ -216,6 +239,15 @@ class Engine:
             prefill_token_s=own.prefill_token_s,
         )  # fmt: skip
 
+    def spell(self, token: int) -> str:
+        """The text of one token by itself; nothing without a tokenizer."""
+        return "" if self._core.text is None else self._core.text.decode([token])
+
+    def now(self) -> Now:
+        """What is going on at this moment; any thread may ask, also during a step."""
+        shared = None if self._shared_steps is None else self._shared_steps.speaking.frame
+        return Now(self._began_s, self._at, self._by_itself or shared)
+
     @property
     def pending(self) -> int:
         """How many requests have not ended."""
@@ -228,7 +260,7 @@ class Engine:
 
     # Taking in.
 
-    def _work_of(self, request: Request) -> Work:
+    def _work_of(self, request: Request, *, alone: bool = False) -> Work:
         """A request as an experiment that is checked and has not begun."""
         core = self._core
         if not isinstance(request, Request):
@@ -250,17 +282,19 @@ class Engine:
         graph = replace(graph, seed=graph.seed if request.seed is None else request.seed)
         inputs = Inputs((Rows(ids),), named=request.inputs)
         generation = Generation(request.max_new_tokens, request.options)
-        return self.work(graph, inputs, generation, user=request.user, expected_tokens=request.expected_tokens)
+        return self.work(
+            graph, inputs, generation, user=request.user, expected_tokens=request.expected_tokens, alone=alone
+        )
 
     def work(
         self, graph: Graph, inputs: Inputs, generation: Generation | None, *, user: str = "",
-        expected_tokens: float | None = None,
+        expected_tokens: float | None = None, alone: bool = False,
     ) -> Work:  # fmt: skip
         """An experiment, checked; see `submit` for what is raised."""
         with self._lock:
             return self._admission.work(
                 graph, inputs, generation, number=next(self._numbers), now_s=self.clock.now_s(), user=user,
-                expected_tokens=expected_tokens,
+                expected_tokens=expected_tokens, alone=alone,
             )  # fmt: skip
 
     def _taken(self, request: Request, work: Work) -> Reply:
@@ -296,12 +330,12 @@ class Engine:
 
     def _iterate(self) -> bool:
         self._refuse_inside()
-        self._iterating = True
+        self._iterating, self._began_s = True, time.perf_counter()
         try:
             with torch.inference_mode(False):
                 return self._iteration()
         finally:
-            self._iterating = False
+            self._iterating, self._began_s, self._at, self._by_itself = False, None, (), None
 
     def _iteration(self) -> bool:
         self._admit()
@@ -309,8 +343,9 @@ class Engine:
         if not self._works:
             return bool(self._waiting) and self._nothing(moving)
         now_s = self.clock.now_s()
-        decision = self._scheduler.decide(list(self._works), now_s=now_s, limits=self._limits, memory=self._memory())
+        decision = self._scheduler.decide(list(self._works), now_s=now_s, limits=self.limits, memory=self._memory())
         began = self._timer()
+        self._at = tuple([self._works[job].run.frame for job, _ in decision.run])
         self._move(decision)
         found = self._compute(decision.run)
         seconds = max(self._timer() - began, 1e-9)
@@ -324,6 +359,9 @@ class Engine:
                 seconds=seconds,
             )  # fmt: skip
             self._account(found.ran, seconds)
+            for work, share_s in found.shares(seconds).items():
+                if work in self._replies:
+                    self._replies.timing(work).compute_s += share_s
         self._hand_on(found)
         if found.interrupted is not None:
             raise found.interrupted
@@ -348,11 +386,27 @@ class Engine:
                     short = True
                     self._waiting.append(work)
                     continue
-                self._admission.prepare(work)
+                if work.plan.prelude:
+                    self._prepare(work)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's
                 self._fail(work, error)
                 continue
             self._take_in(work, now_s)
+
+    def _prepare(self, work: Work) -> None:
+        """What runs before its first pass is its own."""
+        began = self._timer()
+        self._begin_by_itself(work)
+        try:
+            self._admission.prepare(work)
+        finally:
+            self._begin_by_itself(None)
+            seconds = self._timer() - began
+            self.stats.seconds += seconds
+            self._replies.timing(work).compute_s += seconds
+
+    def _begin_by_itself(self, work: Work | None) -> None:
+        self._by_itself = None if work is None else work.run.frame
 
     def _take_in(self, work: Work, now_s: float) -> None:
         try:
@@ -403,8 +457,12 @@ class Engine:
             self._poll()
 
     def _compute(self, run: Sequence[tuple[Job, int]]) -> Computed:
-        found = compute(run, self._works, self._shared_steps, self._admission.store, share=self._share)
+        found = compute(
+            run, self._works, self._shared_steps, self._admission.store, share=self._share,
+            by_itself=self._begin_by_itself, timer=self._timer,
+        )  # fmt: skip
         self.stats.steps += found.steps
+        self.stats.rows += found.rows
         self.stats.alone_steps += found.alone_steps
         self.stats.prompt_tokens += found.prefill_tokens
         for work, tokens in found.shared_tokens.items():
@@ -416,7 +474,7 @@ class Engine:
     def _hand_on(self, found: Computed) -> None:
         """Tokens go to their replies, failures to theirs; who has ended is let go of."""
         for work, error in found.failed:
-            self._fail(work, error)
+            self._fail(work, error, in_company=work in found.company)
         for work, logits in found.came:
             if work not in self._replies:
                 continue
@@ -443,9 +501,9 @@ class Engine:
 
     # Ending.
 
-    def _fail(self, work: Work, error: Exception) -> None:
+    def _fail(self, work: Work, error: Exception, *, in_company: bool = False) -> None:
         if work in self._replies:
-            self._replies.fail(work, error)
+            self._replies.fail(work, error, in_company=in_company)
             self._let_go(work)
 
     def _let_go(self, work: Work) -> None:

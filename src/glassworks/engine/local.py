@@ -93,17 +93,23 @@ class LocalBackend(HasLocal):
         if graph.invokes != len(inputs.invokes):
             raise InputError(f"the graph has {graph.invokes} invokes and was given rows for {len(inputs.invokes)}")
         table, plan = self.placed(graph, inputs, generating=generation is not None)
-        frame = Frame(graph, plan, named=inputs.named, device=self.runtime.device, parameter=self.runtime.parameter)
-        if frame.watch is not None:
-            frame.watch.experiment(graph)
-        run = ExperimentRun(self, table, frame, inputs, generation)
+        run = self.begun(graph, inputs, generation, table=table, plan=plan)
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 run.everything(plan)
         else:
             with torch.no_grad():
                 run.everything(plan)
-        return Results(frame.saves, run.forwards, run.alive, frame.gradients, frame.logs)
+        return run.results()
+
+    def begun(
+        self, graph: Graph, inputs: Inputs, generation: Generation | None, *, table: SiteTable, plan: Plan
+    ) -> "ExperimentRun":
+        """An experiment that has run nothing yet; who watches this context watches it."""
+        frame = Frame(graph, plan, named=inputs.named, device=self.runtime.device, parameter=self.runtime.parameter)
+        if frame.watch is not None:
+            frame.watch.experiment(graph)
+        return ExperimentRun(self, table, frame, inputs, generation)
 
     def placed(self, graph: Graph, inputs: Inputs, *, generating: bool) -> tuple[SiteTable, Plan]:
         """The plan of a graph, and the table with the operations that it names, if any."""
@@ -155,6 +161,11 @@ class ExperimentRun:
         self.alive: list[Any] = [[] for _ in inputs.invokes]
         self.cache: dict[str, Any] = {}
         self.rows: Generating | None = None
+
+    def results(self) -> Results:
+        """What has come of it."""
+        frame = self.frame
+        return Results(frame.saves, self.forwards, self.alive, frame.gradients, frame.logs)
 
     def everything(self, plan: Plan) -> None:
         """All forward passes."""

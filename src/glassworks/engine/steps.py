@@ -3,7 +3,8 @@
 It is told who runs and computes; it decides nothing, and hands nothing on: what came, and what failed, is the answer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -26,7 +27,9 @@ class Computed:
     Attributes:
         ran: who took part. context_tokens, prefill_tokens: what they attended to, and how much of prompts there was.
         came: whose step has ended, with the logits that its token was chosen from. failed: what ended whom.
-        steps, alone_steps: forward passes. shared_tokens: taken over from others.
+        steps, alone_steps: forward passes. rows: of the former together. shared_tokens: taken over from others.
+        company: of those that failed, who failed because the pass that they shared did.
+        tokens: how many each computed in a pass that it shared. own_s: seconds of passes and nodes of its own.
         interrupted: what came from outside (a key that was pressed) while a step ran, to be raised once all is told.
     """
 
@@ -36,19 +39,34 @@ class Computed:
     came: list[tuple[Work, torch.Tensor | None]] = field(default_factory=list)
     failed: list[tuple[Work, Exception]] = field(default_factory=list)
     steps: int = 0
+    rows: int = 0
     alone_steps: int = 0
+    company: set[Work] = field(default_factory=set)
+    tokens: dict[Work, int] = field(default_factory=dict)
+    own_s: dict[Work, float] = field(default_factory=dict)
     shared_tokens: dict[Work, int] = field(default_factory=dict)
     interrupted: BaseException | None = None
+
+    def shares(self, seconds: float) -> dict[Work, float]:
+        """So many seconds of an iteration, divided among those who took part: what was their own, and of the rest by
+        tokens."""
+        tokens, rest_s = sum(self.tokens.values()), max(0.0, seconds - sum(self.own_s.values()))
+        parts = dict(self.own_s)
+        for work, count in self.tokens.items():
+            parts[work] = parts.get(work, 0.0) + rest_s * count / tokens
+        whole_s = sum(parts.values())  # more than there are, where nodes were timed by another clock
+        return {work: seconds * part_s / whole_s for work, part_s in parts.items()} if whole_s else {}
 
 
 def compute(
     run: Sequence[tuple[Job, int]], works: Mapping[Job, Work], packed: PackedRuntime | JoinedRuntime | None,
-    store: KVStore | None, *, share: bool,
+    store: KVStore | None, *, share: bool, by_itself: Callable[[Work | None], None], timer: Callable[[], float],
 ) -> Computed:  # fmt: skip
     """Compute so many tokens of each job. One whose blocks are on their way, or are not to be had, is left out.
 
     Args:
         share: whether requests take over beginnings that others have computed.
+        by_itself: is told whose own pass begins, and None when it has ended. timer: gives seconds.
     """
     found = Computed()
     parts: list[tuple[PackedWork, Part, bool]] = []
@@ -75,6 +93,7 @@ def compute(
             found.failed.append((work, error))
             continue
         found.ran.append(job)
+        found.tokens[work] = tokens
         found.context_tokens += context
         found.prefill_tokens += tokens if tokens > 1 else 0
     if parts and isinstance(packed, PackedRuntime) and store is not None:
@@ -84,21 +103,28 @@ def compute(
         alone = [own for own in alone if own not in joining]
         _joined_step(joining, packed, found)
     for own in alone:
+        by_itself(own)
+        began = timer()
         _alone_step(own, found)
+        found.own_s[own] = timer() - began
+        del found.tokens[own]
+    if alone:
+        by_itself(None)
     return found
 
 
 def _packed_step(parts: Parts, packed: PackedRuntime, store: KVStore, found: Computed) -> None:
     try:
-        returned = packed.step([part for _, part, _ in parts], store)
+        with _timed([work for work, _, _ in parts], found):
+            returned = packed.step([part for _, part, _ in parts], store)
     except Exception as error:  # noqa: BLE001 - the model itself failed
-        found.failed += [(work, error) for work, _, _ in parts]
+        _fail_all([work for work, _, _ in parts], error, found)
         return
     except BaseException as error:  # noqa: BLE001 - kept, and raised by the engine
         found.interrupted = error
         _undo(parts, error, found)
         return
-    found.steps += 1
+    found.steps, found.rows = found.steps + 1, found.rows + len(parts)
     failures = dict(returned.failures)
     chosen = _chosen(parts, returned.logits, failures)
     for k, (work, _, ends) in enumerate(parts):
@@ -109,6 +135,25 @@ def _packed_step(parts: Parts, packed: PackedRuntime, store: KVStore, found: Com
             except Exception as error:  # noqa: BLE001
                 failures[k] = error
     found.failed += [(parts[k][0], error) for k, error in failures.items()]
+
+
+@contextmanager
+def _timed(works: Sequence[Work], found: Computed) -> Iterator[None]:
+    """Count what the nodes of each take in a pass that they share."""
+    before = [work.run.frame.spent_s for work in works]
+    try:
+        yield
+    finally:
+        for work, spent_s in zip(works, before, strict=True):
+            if work.run.frame.spent_s != spent_s:
+                found.own_s[work] = work.run.frame.spent_s - spent_s
+
+
+def _fail_all(works: Sequence[Work], error: Exception, found: Computed) -> None:
+    """The model failed in a pass: of several that shared it nobody knows whose it was."""
+    found.failed += [(work, error) for work in works]
+    if len(works) > 1:
+        found.company.update(works)
 
 
 def _undo(parts: Parts, error: BaseException, found: Computed) -> None:
@@ -149,11 +194,12 @@ def _joined_step(works: Sequence[AloneWork], joined: JoinedRuntime, found: Compu
         except Exception as error:  # noqa: BLE001
             found.failed.append((work, error))
     try:
-        decoded = joined.step([row for _, row in begun])
+        with _timed([work for work, _ in begun], found):
+            decoded = joined.step([row for _, row in begun])
     except Exception as error:  # noqa: BLE001 - the model itself failed
-        found.failed += [(work, error) for work, _ in begun]
+        _fail_all([work for work, _ in begun], error, found)
         return
-    found.steps += 1
+    found.steps, found.rows = found.steps + 1, found.rows + len(begun)
     assert decoded.logits is not None
     for k, (work, _) in enumerate(begun):
         try:

@@ -54,8 +54,7 @@ class Work(ABC):
 
     def results(self) -> Results:
         """What came of it."""
-        frame = self.run.frame
-        return Results(frame.saves, self.run.forwards, self.run.alive, frame.gradients, frame.logs)
+        return self.run.results()
 
     @abstractmethod
     def observe(self) -> None:

@@ -187,7 +187,13 @@ def run_in_order(backend: Backend, experiments: Sequence[Experiment]) -> list[Re
     """A session on a backend that is at hand: one run after the other, values handed on."""
     done: list[Results] = []
     for experiment in experiments:
-        linked = {name: done[number][save] for name, (number, save) in experiment.links.items()}
-        inputs = replace(experiment.inputs, named={**experiment.inputs.named, **linked})
-        done.append(backend.run(experiment.graph, inputs, experiment.generation))
+        done.append(backend.run(experiment.graph, linked(experiment, done), experiment.generation))
     return done
+
+
+def linked(experiment: Experiment, done: Sequence[Results]) -> Inputs:
+    """What an experiment of a session runs on, with the values that those before it hand on."""
+    if not experiment.links:
+        return experiment.inputs
+    found = {name: done[number][save] for name, (number, save) in experiment.links.items()}
+    return replace(experiment.inputs, named={**experiment.inputs.named, **found})

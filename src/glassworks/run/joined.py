@@ -21,7 +21,7 @@ from glassworks.graph.sites import SiteTable
 from glassworks.run.eager import EagerRuntime
 from glassworks.run.interpret import Interpreter
 from glassworks.run.modules import Stopped
-from glassworks.run.packing import RowsWatch, agree, refuse_dynamic_rotary
+from glassworks.run.packing import RowsWatch, Speaking, agree, refuse_dynamic_rotary
 from glassworks.run.rows import Slot
 
 
@@ -56,6 +56,7 @@ class JoinedRuntime:
 
     def __init__(self, eager: EagerRuntime, table: SiteTable) -> None:
         self.eager, self.module, self.table = eager, eager.module, table
+        self.speaking = Speaking()
         if table.encoder_decoder or table.plain:
             raise ModelError("only decoders that read tokens are joined")
         for config in {id(m.config): m.config for m in self.module.modules() if _is_configured(m)}.values():
@@ -99,7 +100,7 @@ class JoinedRuntime:
         cache = _joined([row.cache for row in rows], longest)
         self._place(rows, pasts, longest)
         looking = [row.interpreter for row in rows if row.interpreter is not None]
-        watch = RowsWatch(self.eager, looking, None, to_the_end=True)
+        watch = RowsWatch(self.eager, looking, None, self.speaking, to_the_end=True)
         lengths = torch.tensor(pasts, device=self.eager.device)[:, None]
         mask = torch.arange(longest + 1, device=self.eager.device)[None] >= longest - lengths
         returned: Any = None

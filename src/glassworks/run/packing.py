@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Lock, RLock
+from time import perf_counter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,6 +29,7 @@ from glassworks.memory.arena import Arena
 from glassworks.memory.blocks import Geometry, LayerShape
 from glassworks.memory.kv import KVStore, Table
 from glassworks.run.eager import EagerRuntime, Watch
+from glassworks.run.frame import Frame
 from glassworks.run.interpret import Interpreter
 from glassworks.run.modules import Stopped
 from glassworks.run.packed import STEP, PackedStep, Span
@@ -70,8 +72,18 @@ class Returned:
     failures: dict[int, Exception]
 
 
+@dataclass(slots=True)
+class Speaking:
+    """Whose nodes execute at this moment of a shared pass, if anybody's: for another thread to read."""
+
+    frame: Frame | None = None
+
+
 class PackedRuntime:
     """Performs packed steps of one model.
+
+    Attributes:
+        speaking: whose nodes execute now.
 
     Raises:
         ModelError: this model cannot be packed; the message says why.
@@ -81,6 +93,7 @@ class PackedRuntime:
         self.eager, self.table = eager, table
         self.module = eager.module
         self._takes_logits = False
+        self.speaking = Speaking()
         with _NAMINGS_LOCK:
             self._naming = _NAMINGS.setdefault(self.module, _Naming())
         self._configs = _configs(self.module)
@@ -189,7 +202,7 @@ class PackedRuntime:
         looking = [own.interpreter for own in spans if own.interpreter is not None]
         # nobody looks on at a chunk of a prompt, whose keys and values are needed in every layer
         whole = any(part.keep or part.interpreter is None for part in parts)
-        watch = RowsWatch(self.eager, looking, step, to_the_end=whole)
+        watch = RowsWatch(self.eager, looking, step, self.speaking, to_the_end=whole)
         with self._ours(), within(step), torch.no_grad():
             logits = self._watched(watch, ids, positions, kept)
         if logits is not None and step.calls != len(self._layers):
@@ -301,10 +314,11 @@ class RowsWatch(Watch):
     """
 
     def __init__(
-        self, eager: EagerRuntime, interpreters: Sequence[Interpreter], step: PackedStep | None, *, to_the_end: bool
-    ) -> None:
+        self, eager: EagerRuntime, interpreters: Sequence[Interpreter], step: PackedStep | None, speaking: Speaking, *,
+        to_the_end: bool,
+    ) -> None:  # fmt: skip
         super().__init__(eager.modules, interpreters)
-        self._step, self._only, self._outputs = step, None, {}
+        self._step, self._only, self._outputs, self._speaking = step, None, {}, speaking
         self.failures: dict[Interpreter, Exception] = {}
         self.spared = frozenset()
         if to_the_end:
@@ -315,11 +329,14 @@ class RowsWatch(Watch):
         for own in self.interpreters if speaking is None else (speaking,):
             if event in own.actions and own not in self.failures:
                 token = STEP.set(None)  # a graph may run the model: that is no part of this step
+                self._speaking.frame, began_s = own.frame, perf_counter()
                 try:
                     raw = own.at(event, raw)
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's
                     self.failures[own] = error
                 finally:
+                    own.frame.spent_s += perf_counter() - began_s
+                    self._speaking.frame = None
                     STEP.reset(token)
         if event == self.last and stop:
             raise Stopped
