@@ -15,7 +15,8 @@ import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glassworks.client import HTTPTransport, InProcessTransport, RemoteBackend
+from asking import ask
+from glassworks.client import HTTPTransport, RemoteBackend
 from glassworks.errors import LimitExceeded, WireError
 from glassworks.graph import messages
 from glassworks.serve import careful
@@ -23,6 +24,7 @@ from glassworks.serve.app import create_app
 from glassworks.serve.bodies import BodyTimes
 from glassworks.serve.checks import Checks
 from glassworks.serve.host import ModelHost
+from glassworks.serve.hosts import HostHere
 from glassworks.serve.keys import Keys
 from glassworks.serve.service import Service
 from glassworks.serve.supervise import Running, running_service
@@ -35,7 +37,7 @@ RUN = "/v1/models/small/run"
 def running(fake: Any) -> Iterator[Running]:
     with running_service("small", keys=["gw-a"], limits=fake.LIMITS, worker_command=fake.FAKE) as found:
         with HTTPTransport(found.url, api_key="gw-a") as transport:
-            transport.request("GET", "/v1/models/small/sites")
+            ask(transport, "GET", "/v1/models/small/sites")
         yield found
 
 
@@ -227,7 +229,7 @@ def test_large_bodies_pass_through_files(running: Running, fake: Any) -> None:
 
     def send() -> None:
         with HTTPTransport(running.url, api_key="gw-a") as transport:
-            found.append(transport.request("POST", RUN, body)[0])
+            found.append(ask(transport, "POST", RUN, body)[0])
 
     threads = [threading.Thread(target=send) for _ in range(64)]
     for thread in threads:
@@ -261,7 +263,7 @@ def test_anything_at_all(running: Running, parts: list[bytes]) -> None:
 def impatient(fake: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(careful, "HEAD_S", 0.4)
     host = ModelHost(fake.FakeBackend(), tokenizer={}, result_bytes=10_000)
-    service = Service({"small": InProcessTransport(host.handle)}, limits=fake.LIMITS, checker=Checks(fake.LIMITS))
+    service = Service({"small": HostHere(host.handle)}, limits=fake.LIMITS, checker=Checks(fake.LIMITS))
     app = create_app(service, Keys.of(["gw-a"]), times=BodyTimes(pause_s=0.4, whole_s=1.5))
     config = uvicorn.Config(app, http=careful.CarefulH11, ws="none", lifespan="off", log_level="error")
     server = uvicorn.Server(config)

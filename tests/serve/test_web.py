@@ -13,12 +13,12 @@ import anyio
 import httpx
 import pytest
 
-from glassworks.client import InProcessTransport
 from glassworks.errors import InputError, LimitExceeded, RemoteError, Unauthorized
 from glassworks.graph import messages
 from glassworks.serve import app as web
 from glassworks.serve.checks import Checks
 from glassworks.serve.host import ModelHost
+from glassworks.serve.hosts import HostHere
 from glassworks.serve.keys import Keys, digest_of, new_key
 from glassworks.serve.service import Service
 
@@ -33,7 +33,7 @@ def app(fake: Any) -> Any:
     def gone(method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
         raise RemoteError("no service answers")
 
-    hosts = {"small": InProcessTransport(host.handle), "org/gone": InProcessTransport(gone)}
+    hosts = {"small": HostHere(host.handle), "org/gone": HostHere(gone)}
     return web.create_app(Service(hosts, limits=fake.LIMITS, checker=Checks(fake.LIMITS)), Keys.of(["gw-other", KEY]))
 
 

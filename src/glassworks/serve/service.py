@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
-from glassworks.client.base import Transport
-from glassworks.client.calls import call
+from glassworks.client.calls import error_of
 from glassworks.client.content import Body, framed, joined, size_of
-from glassworks.client.inprocess import InProcessTransport
 from glassworks.errors import GlassworksError, ModelError, RemoteError, WireError
 from glassworks.graph.jobs import ENDED, RUNNING
 from glassworks.graph.limits import Limits
 from glassworks.serve.answers import RETRY_AFTER_S, Answer, refusal, status_of, too_large
+from glassworks.serve.hosts import Host
 from glassworks.serve.jobs import Jobs, Served
 from glassworks.serve.tensors import Stored, TensorStore
 
@@ -36,7 +35,7 @@ class Checker(Protocol):
 
 
 class Service:
-    """Models by name, each behind a transport to its host. An `owner` is who asks: a key's digest.
+    """Models by name, each with its host. An `owner` is who asks: a key's digest.
 
     Args:
         hosts: how to reach each model.
@@ -44,7 +43,7 @@ class Service:
         checker: decides what may run.
     """
 
-    def __init__(self, hosts: Mapping[str, Transport], *, limits: Limits, checker: Checker) -> None:
+    def __init__(self, hosts: Mapping[str, Host], *, limits: Limits, checker: Checker) -> None:
         self.limits = limits
         self._hosts, self._checker = dict(hosts), checker
         self._tables: dict[str, bytes] = {}
@@ -139,7 +138,10 @@ class Service:
 
     def _good(self, name: str, method: str, path: str, body: Body | None = None) -> bytes:
         """The body of the host's answer, if the host did not refuse; its refusal is raised."""
-        return call(InProcessTransport(partial(self._ask, name)), method, path, body)
+        status, found = self._ask(name, method, path, body)
+        if not 200 <= status < 300:
+            raise error_of(status, bytes(joined(found)), f"{method} {path}")
+        return bytes(joined(found))
 
     def _check_name(self, name: str) -> None:
         if name not in self._hosts:

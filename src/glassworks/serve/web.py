@@ -14,11 +14,11 @@ from collections.abc import Sequence
 
 import uvicorn
 
-from glassworks.client.http import HTTPTransport
 from glassworks.graph.limits import Limits
 from glassworks.serve.app import create_app
 from glassworks.serve.careful import HEAD_BYTES, CarefulH11
 from glassworks.serve.checking import CheckerPool
+from glassworks.serve.hosts import WorkerHost
 from glassworks.serve.keys import Keys
 from glassworks.serve.lifeline import end_with
 from glassworks.serve.service import Service
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until a signal comes or the parent ends. Gives the exit code."""
     options = parser().parse_args(arguments)
     limits, spool = Limits(**json.loads(options.limits)), Spool(options.folder)
-    hosts = {name: HTTPTransport(uds=path, timeout_s=_WORKER_TIMEOUT_S, keep=spool.new) for name, path in options.model}
+    hosts = {name: WorkerHost(path, timeout_s=_WORKER_TIMEOUT_S, keep=spool.new) for name, path in options.model}
     checkers = CheckerPool(limits)
     checkers.warm_up()
     app = create_app(Service(hosts, limits=limits, checker=checkers), Keys.load(options.keys), spool=spool)
