@@ -128,7 +128,15 @@ def dispatcher(ledger: Ledger, tmp_path: Path, deaths: dict[int, Death], worker:
 def admit(ledger: Ledger) -> Callable[..., JobRow]:
     def admit(owner: str = "a", body: bytes = b"body", **changes: Any) -> JobRow:
         job = NewJob(
-            owner=owner, model="m", kind="experiments", verdict=b"{}", body=body, seed=7, tokens=10, forwards=1, **changes
+            owner=owner,
+            model="m",
+            kind="experiments",
+            verdict=b"{}",
+            body=body,
+            seed=7,
+            tokens=10,
+            forwards=1,
+            **changes,
         )
         return ledger.admit(job)[0]
 

@@ -100,7 +100,9 @@ def test_only_keys_that_may_are_served() -> None:
     assert queue.take(lambda owner: owner == "b") is None
 
 
-Steps = st.lists(st.tuples(st.sampled_from(["add", "take", "remove", "end"]), st.sampled_from("abc"), st.integers(-3, 3)))
+Steps = st.lists(
+    st.tuples(st.sampled_from(["add", "take", "remove", "end"]), st.sampled_from("abc"), st.integers(-3, 3))
+)
 
 
 @given(Steps)

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import glassworks as gw
+from glassworks.client.base import Answer, Request
 from glassworks.client.inprocess import InProcessTransport
 from glassworks.graph import messages
 from glassworks.graph.limits import Limits
@@ -143,10 +144,10 @@ def seeds(local: Any) -> list[bytes]:
     found: list[bytes] = []
     service = in_process("toy", local.backend, tokenizer={}, as_leaf=as_leaf, from_blob=from_blob)
 
-    def noted(method: str, path: str, body: Any) -> Any:
-        if path.endswith("/run"):
-            found.append(bytes(body))
-        return service.request(method, path, body)
+    def noted(request: Request) -> Answer:
+        if "/jobs" in request.path:
+            found.append(bytes(request.body))  # type: ignore[arg-type]
+        return service.send(request)
 
     backend = gw.client.RemoteBackend(InProcessTransport(noted), "toy", as_leaf=as_leaf, from_blob=from_blob)
     from glassworks.trace.facade import Model

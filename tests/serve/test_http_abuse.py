@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from glassworks.serve.digests import Digests as Keys
+from glassworks.serve.service import Service
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,9 +24,7 @@ from glassworks.serve import careful
 from glassworks.serve.app import create_app
 from glassworks.serve.bodies import BodyTimes
 from glassworks.serve.checks import Checks
-from glassworks.serve.digests import Digests as Keys
 from glassworks.serve.host import ModelHost
-from glassworks.serve.service import Service
 from glassworks.serve.supervise import Running, running_service
 
 WEB_BYTES = 200 * 10**6

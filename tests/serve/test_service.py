@@ -1,12 +1,14 @@
 """The handlers of a service without a network: answers, statuses, and what never reaches the model."""
 
 import json
-from functools import partial
 from typing import Any
 
 import pytest
+from glassworks.serve.hosts import HostHere
+from glassworks.serve.service import Service
 
-from glassworks.client import InProcessTransport, Lab, RemoteBackend, remote_parts
+from asking import ask
+from glassworks.client import Lab, RemoteBackend, Request, remote_parts
 from glassworks.errors import GraphError, LimitExceeded, ModelError, RemoteError, UnknownSite, WireError
 from glassworks.graph import messages, sites
 from glassworks.graph.backend import Experiment, Generation, Inputs, Rows
@@ -15,8 +17,6 @@ from glassworks.graph.nodes import ALL_ROWS, Node, Ref
 from glassworks.serve.checks import Checks
 from glassworks.serve.host import ModelHost, tokenizer_files
 from glassworks.serve.local import in_process
-from glassworks.serve.routes import handle
-from glassworks.serve.service import Service
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def backend(fake: Any) -> Any:
 @pytest.fixture
 def service(fake: Any, backend: Any) -> Service:
     host = ModelHost(backend, tokenizer={"tokenizer.json": b"{}"}, result_bytes=fake.LIMITS.result_bytes)
-    hosts = {"small": InProcessTransport(host.handle), "org/small": InProcessTransport(host.handle)}
+    hosts = {"small": HostHere(host.handle), "org/small": HostHere(host.handle)}
     return Service(hosts, limits=fake.LIMITS, checker=Checks(fake.LIMITS))
 
 
@@ -52,7 +52,7 @@ def test_what_is_checked_is_what_runs(fake: Any, experiment: Any) -> None:
         return 200, json.dumps(sites.to_json(fake.table())).encode() if path == "/sites" else b"answer"
 
     body = messages.encode_request("small", [experiment()])
-    service = Service({"small": InProcessTransport(handle)}, limits=fake.LIMITS, checker=Checks(fake.LIMITS))
+    service = Service({"small": HostHere(handle)}, limits=fake.LIMITS, checker=Checks(fake.LIMITS))
     assert service.run("small", body) == (200, b"answer")
     _, request = list(sent[-1])[1:]
     assert request is body
@@ -125,7 +125,7 @@ def test_a_worker_that_is_not_there_is_503(fake: Any, experiment: Any) -> None:
     def handle(method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
         raise RemoteError("no service answers at /private/worker.sock")
 
-    service = Service({"small": InProcessTransport(handle)}, limits=fake.LIMITS, checker=Checks(fake.LIMITS))
+    service = Service({"small": HostHere(handle)}, limits=fake.LIMITS, checker=Checks(fake.LIMITS))
     status, error = post(service, experiment())
     assert status == 503
     assert "the worker that holds 'small' is not there" in str(error)
@@ -137,37 +137,53 @@ def test_a_fault_of_the_service_is_500_without_its_insides(fake: Any, experiment
     def handle(method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
         raise OSError("/secret/path")
 
-    service = Service({"small": InProcessTransport(handle)}, limits=fake.LIMITS, checker=Checks(fake.LIMITS))
+    service = Service({"small": HostHere(handle)}, limits=fake.LIMITS, checker=Checks(fake.LIMITS))
     status, error = post(service, experiment())
     assert status == 500
     assert "secret" not in str(error)
 
 
-def test_paths(service: Service, experiment: Any) -> None:
-    assert handle(service, "GET", "/healthz")[0] == 200
-    assert json.loads(handle(service, "GET", "/v1/models")[1]) == {"models": [{"name": "small"}, {"name": "org/small"}]}
-    body = messages.encode_request("org/small", [experiment()])
-    assert handle(service, "POST", "/v1/models/org/small/run", body)[0] == 200
-    for method, path in [
-        ("GET", "/"),
-        ("POST", "/v1/models"),
-        ("GET", "/v1/models/small/run"),
-        ("PUT", "/v1/models/small/sites"),
-    ]:
-        assert handle(service, method, path)[0] == 404
-
-
 # Through the client, in this process.
 
 
-def test_remote_parts(fake: Any, service: Service) -> None:
-    lab = Lab(InProcessTransport(partial(handle, service)))
-    assert lab.models() == ["small", "org/small"]
+@pytest.fixture
+def transport(fake: Any) -> Any:
+    return in_process("org/small", fake.FakeBackend(), tokenizer={"tokenizer.json": b"{}"}, limits=fake.LIMITS)
+
+
+def test_remote_parts(fake: Any, transport: Any) -> None:
+    lab = Lab(transport)
+    assert lab.models() == ["org/small"]
     parts = remote_parts(lab, "org/small")
     assert parts.table == fake.table()
     assert parts.tokenizer == {"tokenizer.json": b"{}"}
-    with pytest.raises(ModelError, match="has: small"):
+    with pytest.raises(ModelError, match="no model 'large'; it has: org/small"):
         remote_parts(lab, "large")
+
+
+def test_paths_that_are_none(transport: Any) -> None:
+    for method, path in [
+        ("GET", "/"),
+        ("POST", "/v1/models"),
+        ("GET", "/v1/models/org/small/jobs"),
+        ("PUT", "/v1/models/org/small/sites"),
+    ]:
+        status, answer = ask(transport, method, path)
+        assert status == 404
+        assert "no such request" in str(messages.decode_error(answer))
+
+
+def test_what_a_check_refuses_has_no_job_and_what_ran_has_one(transport: Any, experiment: Any) -> None:
+    path = "/v1/models/org/small/jobs"
+    for own, status, has_job in (
+        (experiment(), 200, True),
+        (experiment(("div", 0)), 422, True),
+        (experiment(("system",)), 422, False),
+    ):
+        answer = transport.send(Request("POST", path, messages.encode_request("org/small", [own])))
+        assert (answer.status, answer.job is not None) == (status, has_job)
+    too_large = transport.send(Request("POST", path, bytes(2**20 + 1)))
+    assert (too_large.status, too_large.job) == (413, None)
 
 
 def test_a_remote_backend_raises_what_the_model_raised(fake: Any, experiment: Any) -> None:

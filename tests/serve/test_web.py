@@ -12,16 +12,16 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from glassworks.serve.digests import Digests as Keys
+from glassworks.serve.service import Service
 
 from glassworks.client import InProcessTransport
 from glassworks.errors import InputError, LimitExceeded, RemoteError, Unauthorized
 from glassworks.graph import messages
 from glassworks.serve import app as web
 from glassworks.serve.checks import Checks
-from glassworks.serve.digests import Digests as Keys
 from glassworks.serve.host import ModelHost
 from glassworks.serve.keys import digest_of, new_key
-from glassworks.serve.service import Service
 
 KEY = "gw-test"
 RUN = "/v1/models/small/run"

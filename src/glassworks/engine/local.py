@@ -6,7 +6,7 @@ one interpreter a graph looks on, and gathers the saves.
 
 import inspect
 import itertools
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +18,7 @@ from glassworks.engine.live import LiveRun, plan_of_edits, read_to_the_end
 from glassworks.engine.loop import Generated, Generating, perform
 from glassworks.engine.sampling import Sampler
 from glassworks.errors import InputError, ModelError, UnknownSite
-from glassworks.graph.backend import Draft, Experiment, Generation, Inputs, Results, run_in_order
+from glassworks.graph.backend import AtHand, Draft, Experiment, Generation, Inputs, Results, run_in_order
 from glassworks.graph.graph import Graph
 from glassworks.graph.jobs import EndedJob, Job
 from glassworks.graph.nodes import ALL_ROWS
@@ -40,7 +40,7 @@ _NONE: frozenset[str] = frozenset()
 _NOTHING = Forward(0, (), (), frozenset(), 0, False)
 
 
-class HasLocal(ABC):
+class HasLocal(AtHand):
     """A backend whose model is in this process."""
 
     @property

@@ -2,7 +2,7 @@
 it."""
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -14,23 +14,22 @@ if TYPE_CHECKING:
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 _COUNTERS = {
-    "passes": ("forward passes that several may share", ""),
-    "rows": ("rows of those passes: divided by them, the mean company", ""),
-    "iterations": ("of the engine", ""),
-    "alone_steps": ("passes of what shares none", ""),
-    "prompt_tokens": ("computed", ""),
-    "new_tokens": ("made", ""),
-    "shared_tokens": ("of prompts, taken over from others of the same key", ""),
-    "swaps_out": ("keys and values of a request that left the device", ""),
-    "swaps_in": ("and came back", ""),
-    "cpu_s": ("of the worker's process", "_seconds"),
+    "passes": "forward passes that several may share",
+    "rows": "rows of those passes: divided by them, the mean company",
+    "iterations": "of the engine",
+    "alone_passes": "of what shares none",
+    "cpu_s": "of the worker's process",
 }
-_GAUGES = {
-    "resident_bytes": "memory of the worker now",
-    "peak_bytes": "the most memory that the worker held",
-    "kv_used_bytes": "keys and values on the device",
-    "kv_bytes": "that the device has for them",
+"""What a worker says of itself -> what it is."""
+_ENGINE_COUNTERS = {
+    "prompt_tokens": "computed",
+    "new_tokens": "made",
+    "shared_tokens": "of prompts, taken over from others of the same key",
+    "swaps_out": "keys and values of a request that left the device",
+    "swaps_in": "and came back",
+    "drops": "and were forgotten, to be computed again",
 }
+_GAUGES = {"resident_bytes": "memory of the worker now", "peak_bytes": "the most memory that the worker held"}
 
 
 class Metrics:
@@ -78,15 +77,33 @@ class _Workers(Collector):
         for model, dispatcher in self._dispatchers.items():
             up.add_metric([model], float(dispatcher.link.is_up))
         yield up
-        for name, (text, unit) in _COUNTERS.items():
-            spelled = name.removesuffix("_s") + unit if unit else name
-            named = f"glassworks_worker_{spelled}"
-            yield self._filled(CounterMetricFamily(named, f"{text}; by the worker of now", labels=["model"]), name)
+        for name, text in _COUNTERS.items():
+            yield self._counted(name, text, lambda stats, name=name: stats.get(name))  # type: ignore[misc]
+        for name, text in _ENGINE_COUNTERS.items():
+            yield self._counted(name, text, lambda stats, name=name: stats.get("engine", {}).get(name))  # type: ignore[misc]
         for name, text in _GAUGES.items():
-            yield self._filled(GaugeMetricFamily(f"glassworks_worker_{name}", text, labels=["model"]), name)
+            gauge = GaugeMetricFamily(f"glassworks_worker_{name}", text, labels=["model"])
+            for model, dispatcher in self._dispatchers.items():
+                if name in dispatcher.stats:
+                    gauge.add_metric([model], dispatcher.stats[name])
+            yield gauge
+        yield self._memory()
 
-    def _filled(self, metric: CounterMetricFamily | GaugeMetricFamily, name: str) -> Metric:
+    def _counted(self, name: str, text: str, of: Callable[[dict[str, Any]], float | None]) -> Metric:
+        spelled = name.removesuffix("_s") + "_seconds" if name.endswith("_s") else name
+        counter = CounterMetricFamily(f"glassworks_worker_{spelled}", f"{text}; by the worker of now", labels=["model"])
         for model, dispatcher in self._dispatchers.items():
-            if name in dispatcher.stats:
-                metric.add_metric([model], dispatcher.stats[name])
-        return metric
+            value = of(dispatcher.stats)
+            if value is not None:
+                counter.add_metric([model], value)
+        return counter
+
+    def _memory(self) -> Metric:
+        gauge = GaugeMetricFamily(
+            "glassworks_worker_kv_bytes", "keys, values and saves, used and allowed", labels=["model", "tier", "what"]
+        )
+        for model, dispatcher in self._dispatchers.items():
+            for tier, (used, allowed) in dispatcher.stats.get("engine", {}).get("bytes", {}).items():
+                gauge.add_metric([model, tier, "used"], used)
+                gauge.add_metric([model, tier, "allowed"], allowed)
+        return gauge

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from glassworks.client.base import Transport
-from glassworks.client.calls import call
+from glassworks.client.calls import error_of
 from glassworks.client.content import Body, joined, size_of
-from glassworks.client.inprocess import InProcessTransport
 from glassworks.errors import ModelError, RemoteError, WireError
 from glassworks.graph.limits import Limits
 from glassworks.serve.answers import RETRY_AFTER_S, Answer, Refused, refusal, too_large
@@ -22,6 +20,8 @@ from glassworks.serve.tensors import Stored
 
 _LOG = logging.getLogger("glassworks.serve")
 Ask = Callable[[str, bytes], Body]
+Host = Callable[[str, str, Body | None], Answer]
+"""What answers for a model, by (method, path, body). RemoteError: it did not."""
 
 
 class Checker(Protocol):
@@ -53,7 +53,7 @@ class LetIn:
 
 
 class Models:
-    """Models by name, each behind a transport to its host. An `owner` is who asks: the id of a key.
+    """Models by name, each with its host. An `owner` is who asks: the id of a key.
 
     Args:
         hosts: how to reach each model.
@@ -61,7 +61,7 @@ class Models:
         checker: decides what may run.
     """
 
-    def __init__(self, hosts: Mapping[str, Transport], *, limits: Limits, checker: Checker, tensors: Tensors) -> None:
+    def __init__(self, hosts: Mapping[str, Host], *, limits: Limits, checker: Checker, tensors: Tensors) -> None:
         self.limits, self.tensors = limits, tensors
         self._hosts, self._checker = dict(hosts), checker
         self._tables: dict[str, bytes] = {}
@@ -83,7 +83,7 @@ class Models:
         """The host's own answer. RemoteError: it is not there."""
         self.check_name(name)
         try:
-            return self._hosts[name].request(method, path, body)
+            return self._hosts[name](method, path, body)
         except RemoteError as error:
             if path != "/healthz":  # asked over and over while the worker starts; the answer says it
                 _LOG.warning("no answer from the worker of %s: %s", name, error)
@@ -94,7 +94,10 @@ class Models:
 
     def good(self, name: str, method: str, path: str, body: Body | None = None) -> bytes:
         """The body of the host's answer, if the host did not refuse; its refusal is raised."""
-        return call(InProcessTransport(partial(self.ask, name)), method, path, body)
+        status, found = self.ask(name, method, path, body)
+        if not 200 <= status < 300:
+            raise error_of(status, bytes(joined(found)), f"{method} {path}")
+        return bytes(joined(found))
 
     def table(self, name: str) -> bytes:
         """The site table of a model, as JSON; the checker knows it from then on."""

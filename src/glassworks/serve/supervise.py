@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from glassworks.client.base import Request
 from glassworks.client.http import HTTPTransport
 from glassworks.errors import InputError, ModelError, RemoteError
 from glassworks.graph.limits import Limits
@@ -268,7 +269,7 @@ def _wait_until_healthy(url: str, model: str, children: Sequence[_Child], timeou
 
 def _is_healthy(transport: HTTPTransport) -> bool:
     try:
-        return transport.request("GET", "/healthz")[0] == 200
+        return transport.send(Request("GET", "/healthz")).status == 200
     except RemoteError:
         return False
 

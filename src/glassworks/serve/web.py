@@ -21,7 +21,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from glassworks.client.content import Body
-from glassworks.client.inprocess import InProcessTransport
 from glassworks.errors import GlassworksError
 from glassworks.graph.limits import Limits
 from glassworks.serve.answers import Answer
@@ -76,7 +75,7 @@ def running_app(
         )
         for name, path in sockets.items()
     }  # fmt: skip
-    hosts = {name: InProcessTransport(partial(asked, each.link)) for name, each in dispatchers.items()}
+    hosts = {name: partial(asked, each.link) for name, each in dispatchers.items()}
     models = Models(hosts, limits=limits, checker=checker, tensors=ledger.shelf)
     jobs, health = Jobs(models, ledger, dispatchers, quotas=quotas, metrics=metrics), Health(dispatchers)
     metrics.watch(dispatchers)
