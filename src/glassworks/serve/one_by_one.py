@@ -50,7 +50,7 @@ class OneByOne:
         said = itertools.count()
 
         def hear(number: int, entry: logs.LogEntry) -> None:
-            says.events([(*order.key, next(said), "log", {"experiment": number, "log": logs.to_json(entry)})])
+            says.events([(*order.key, next(said), "log", {"experiment": number, "entry": logs.to_json(entry)})])
 
         began_s = time.perf_counter()
         answer = self.host.run(order.body, _id(order.key), hear=hear, begun=self._begun)

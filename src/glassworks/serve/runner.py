@@ -24,9 +24,8 @@ class Order:
     Attributes:
         job, fence: which, and the how-manieth time it is handed out. user: whose; jobs of one user may share beginnings
             of prompts, and turns are given out between users.
-        kind: `experiments` or `completion`. streams: whether tokens are wanted as they come. seed: of what draws without
-            a seed of its own.
-        body: a framed verdict, request and large tensors.
+        kind: `experiments` or `completion`. streams: whether tokens are wanted as they come.
+        seed: of what draws without a seed of its own. body: a framed verdict, request and large tensors.
     """
 
     job: str

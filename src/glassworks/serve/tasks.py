@@ -151,7 +151,7 @@ class Experiments(Task):
         entries = self._attempt.reply.logs
         for entry in entries[self._told :]:
             self._told += 1
-            yield self.said("log", {"experiment": len(self.attempts) - 1, "log": to_json(entry)})
+            yield self.said("log", {"experiment": len(self.attempts) - 1, "entry": to_json(entry)})
 
     @property
     def progress(self) -> float:
