@@ -5,6 +5,7 @@ when it is answered, and nobody asks about it later.
 """
 
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from glassworks.client.backend import keep_blob
 from glassworks.client.base import JOB_HEADER, Answer, Request
 from glassworks.client.content import Body, framed, joined, size_of
 from glassworks.client.inprocess import InProcessTransport
-from glassworks.errors import ModelError, RemoteError
+from glassworks.errors import ModelError, RemoteError, WireError
 from glassworks.graph import messages, tree
 from glassworks.graph.backend import Backend
 from glassworks.graph.limits import Limits
@@ -26,6 +27,7 @@ from glassworks.serve.spending import Spending
 from glassworks.serve.tensors import Stored, TensorStore
 
 _MODELS, _TENSORS = "/v1/models/", "/v1/tensors/"
+_DIGEST = re.compile("[0-9a-f]{64}")
 _OWNER = ""
 """There is one person in a process."""
 
@@ -131,6 +133,8 @@ class LocalService:
         return 200, b"{}"
 
     def _put_tensor(self, digest: str, body: Body) -> answers.Answer:
+        if not _DIGEST.fullmatch(digest):
+            return refusal(400, WireError(f"the digest of a tensor is 64 hexadecimal digits, got {digest[:80]!r}"))
         status, verdict = self._checked("tensor", digest, body)
         if status == 200:
             found: dict[str, Any] = json.loads(joined(verdict))
