@@ -1,9 +1,9 @@
 """A whole service from one process: starts the worker and the web process, watches both, stops both.
 
-The address is bound here, so that a port of 0 is known before anything starts and a restarted web process
-keeps it. A child that ends is started again, at once if it had run for a while, else after a pause that grows while it
-keeps ending. Both children end with this process, however it ends (see `lifeline`). How a worker ended is written down for the web process
-(see `deaths`), since only a parent is told.
+The address is bound here, so that a port of 0 is known before anything starts and a restarted web process keeps it. A
+child that ends is started again: at once if it had run for a while, else after a pause that grows while it keeps
+ending. Both children end with this process, however it ends (see `lifeline`). How a worker ended is written down for
+the web process (see `deaths`), since only a parent is told.
 """
 
 import json
