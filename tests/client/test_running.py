@@ -393,6 +393,19 @@ def test_an_interruption_is_raised_also_where_the_job_cannot_be_called_off(
     assert service.only().status == "queued"
 
 
+def test_an_interruption_in_one_process_runs_nothing_twice(local: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, begun = gw.connect(local), []
+
+    def interrupted(*arguments: Any) -> Any:
+        begun.append(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(local.backend.local), "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        top(there)
+    assert len(begun) == 1
+
+
 def test_a_real_ctrl_c(model: Any, service: FakeService) -> None:
     service.at_once = False
     service.on_submit = lambda job: threading.Timer(0.3, signal.raise_signal, (signal.SIGINT,)).start()

@@ -379,6 +379,28 @@ def test_a_task_that_is_cancelled_calls_its_job_off(model: Any, service: FakeSer
     assert service.only().status == "cancelled"
 
 
+def test_in_one_process_too_a_cancelled_task_ends_its_run(local: Any) -> None:
+    there = gw.connect(local)
+    ran: list[Any] = []
+    handle = there.backend.transport.handle
+
+    async def main() -> None:
+        async def run() -> None:
+            async with there.generate(PROMPT, max_new_tokens=900, eos_token_id=None):
+                pass
+
+        task = asyncio.create_task(run())
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        ran.append(time.monotonic())
+
+    asyncio.run(main())  # waits for the thread of the run
+    assert time.monotonic() - ran[0] < 5
+    assert handle.__self__._begun == {}
+
+
 def test_loops_come_and_go_and_leave_no_connections(model: Any) -> None:
     transport = model.backend.transport.asynchronous()
     clients = []

@@ -15,7 +15,7 @@ from glassworks.client.backend import keep_blob
 from glassworks.client.base import JOB_HEADER, Answer, Request
 from glassworks.client.content import Body, framed, joined, size_of
 from glassworks.client.inprocess import InProcessTransport
-from glassworks.errors import ModelError, RemoteError, WireError
+from glassworks.errors import Cancelled, ModelError, RemoteError, WireError
 from glassworks.graph import messages, tree
 from glassworks.graph.backend import Backend
 from glassworks.graph.limits import Limits
@@ -67,6 +67,7 @@ class LocalService:
         self._name, self._host, self._limits = name, host, limits
         self._checks, self._tensors = Checks(limits), TensorStore()
         self._knows_sites = False
+        self._begun: dict[str, str] = {}
 
     def handle(self, request: Request) -> Answer:
         """Any request by its path."""
@@ -81,7 +82,7 @@ class LocalService:
                 case "POST", "sites":
                     return _answer(self._sites_for(body))
                 case "POST", "jobs":
-                    return self._run(body)
+                    return self._run(body, request.headers.get("Idempotency-Key"))
         match request.method, path:
             case "GET", "/v1/models":
                 return _answer((200, json.dumps({"models": [{"name": self._name}]}).encode()))
@@ -91,15 +92,26 @@ class LocalService:
                 return _answer(self._put_tensor(found.removeprefix(_TENSORS), body))
         return _answer(refusal(404, RemoteError(f"no such request: {request}")))
 
-    def _run(self, body: Body) -> Answer:
-        """What a check refuses has no job; what runs has ended."""
+    def _run(self, body: Body, key: str | None) -> Answer:
+        """What a check refuses has no job; what runs has ended. A key that comes again is of an author who was
+        interrupted: nothing runs twice, and what still runs, in another thread, is called off."""
+        id = f"job-{secrets.token_urlsafe(18)}"
+        if key is not None and (begun := self._begun.setdefault(key, id)) != id:
+            del self._begun[key]
+            self._host.handle("POST", f"/cancel/{begun}")
+            return _answer(refusal(409, Cancelled(f"the job {begun} was cancelled")), {JOB_HEADER: begun})
+        answer = self._checked_and_run(body, id)
+        if key is not None:  # one that was interrupted stays, until it comes again
+            self._begun.pop(key, None)
+        return answer
+
+    def _checked_and_run(self, body: Body, id: str) -> Answer:
         status, found = self._checked("run", self._name, body)
         if status != 200:
             return _answer((status, found))
         tensors = [self._tensors.get(_OWNER, digest) for digest in json.loads(joined(found))["tensors"]]
         parts = [joined(found), body, *[tensor.body for tensor in tensors if tensor is not None]]
-        ran = self._host.handle("POST", "/run", framed(parts))
-        return _answer(ran, {JOB_HEADER: f"job-{secrets.token_urlsafe(18)}"})
+        return _answer(self._host.handle("POST", f"/run/{id}", framed(parts)), {JOB_HEADER: id})
 
     def _sites_for(self, body: Body) -> answers.Answer:
         status, verdict = self._checked("inputs", self._name, body)
