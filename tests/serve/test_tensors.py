@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +58,13 @@ def running(fake: Any) -> Iterator[Running]:
 
     limits = replace(fake.LIMITS, body_bytes=8 * 2**20, result_bytes=8 * 2**20)
     with running_service("small", keys=["gw-a", "gw-b"], limits=limits, worker_command=fake.FAKE) as found:
+        yield found
+
+
+@pytest.fixture
+def served(running: Running) -> Iterator[Any]:
+    """Where there is a queue."""
+    with HTTPTransport(running.url, api_key="gw-a") as found:
         yield found
 
 
@@ -154,7 +160,7 @@ def test_what_a_request_says_of_a_tensor_is_compared_with_what_is_there(transpor
     for said, wrong in ((b"[524288]", b"[424288]"), (b"float32", b"float16")):
         changed = body.replace(said, wrong)
         assert changed != body
-        status, answer = ask(transport, "POST", "/v1/models/small/run", changed)
+        status, answer = ask(transport, "POST", "/v1/models/small/jobs", changed)
         assert status == 400
         assert "request: large" in str(messages.decode_error(bytes(answer)))
 
@@ -175,7 +181,7 @@ def test_each_key_sees_its_own_tensors_only(running: Running) -> None:
         assert ask(a, "GET", path)[0] == 200
         assert ask(b, "GET", path)[0] == 404
         assert (
-            ask(b, "POST", "/v1/models/small/run", messages.encode_request("small", [captured(OTHER)], aside={}))[0]
+            ask(b, "POST", "/v1/models/small/jobs", messages.encode_request("small", [captured(OTHER)], aside={}))[0]
             == 409
         )
         with HTTPTransport(running.url) as nobody:
@@ -199,8 +205,8 @@ def test_the_store_lets_go_what_was_used_longest_ago() -> None:
 # Jobs.
 
 
-def test_a_job_from_submission_to_results(transport: Any, experiment: Any, tmp_path: Path) -> None:
-    backend = RemoteBackend(transport, "small")
+def test_a_job_from_submission_to_results(served: Any, experiment: Any) -> None:
+    backend = RemoteBackend(served, "small")
     slow, quick = backend.submit([experiment(("mul", 0.5))]), backend.submit([experiment(), experiment()])
     assert quick.status in ("queued", "running")
     assert quick.position in (1, 0)
@@ -243,8 +249,8 @@ def test_what_a_check_refuses_is_raised_at_once(transport: Any, experiment: Any)
         RemoteBackend(transport, "small").submit([experiment(("repeat", 10**9, 10**9, 1))])
 
 
-def test_a_job_is_called_off(transport: Any, experiment: Any) -> None:
-    backend = RemoteBackend(transport, "small")
+def test_a_job_is_called_off(served: Any, experiment: Any) -> None:
+    backend = RemoteBackend(served, "small")
     slow, waiting = backend.submit([experiment(("mul", 0.5))]), backend.submit([experiment()])
     waiting.cancel()
     assert waiting.status == "cancelled"
