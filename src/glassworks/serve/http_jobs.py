@@ -95,7 +95,7 @@ def _add_submissions(app: FastAPI, web: Web) -> None:
 
     async def submitted(name: str, request: Request, owner: KeyRow, key: str | None, priority: int) -> JobRow:
         wishes = Wishes(idempotency=key, priority=priority)
-        await web.do(web.jobs.quotas.check, web.jobs.ledger, owner.id)
+        await web.do(web.jobs.check_room, owner.id, key)
         body = await web.body(request)
         row: JobRow = await web.check(web.jobs.submit, name, EXPERIMENTS, body, owner.id, wishes)
         return row
@@ -118,8 +118,8 @@ def _add_submissions(app: FastAPI, web: Web) -> None:
     ) -> Response:  # fmt: skip
         row = await submitted(name, request, owner, idempotency_key, 0)
         row = await web.ended(row, _FOREVER_S, request=request)
-        if row.status not in ENDED:
-            row = await web.do(web.jobs.cancel, row.id, row.owner)  # whoever asked has gone
+        if row.status not in ENDED and idempotency_key is None:
+            row = await web.do(web.jobs.cancel, row.id, row.owner)  # whoever asked has gone, and cannot ask again
         return await told(web, row, done=True)
 
 
@@ -199,7 +199,7 @@ def _add_events(app: FastAPI, web: Web) -> None:
         },
     )  # fmt: skip
     async def events(
-        id: str, after: Annotated[int, Query(ge=0)] = 0, last_event_id: Annotated[str | None, Header()] = None,
+        id: str, after: Annotated[int, Query(ge=0, lt=2**53)] = 0, last_event_id: Annotated[str | None, Header()] = None,
         owner: KeyRow = web.owner,
     ) -> Response:  # fmt: skip
         """What happens to a job, as server-sent events; a stream that broke goes on after `Last-Event-ID`."""
@@ -235,6 +235,6 @@ def _add_tensors(app: FastAPI, web: Web) -> None:
     )
     async def put_tensor(digest: str, request: Request, owner: KeyRow = web.owner) -> Response:
         """Keep a tensor: one safetensors message that holds it, by the SHA-256 of its dtype, shape and values."""
-        await web.do(web.jobs.quotas.check, web.jobs.ledger, owner.id)
+        await web.do(web.jobs.check_room, owner.id)
         body = await web.body(request)
         return response(await web.check(models.put_tensor, digest, body, owner.id), BYTES)
