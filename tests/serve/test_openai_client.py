@@ -12,7 +12,6 @@ import glassworks as gw
 from glassworks.graph.graph import Graph
 from glassworks.serve.supervise import Running, running_service
 
-
 PROMPT = "Once there was"
 CHAT: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is the Eiffel Tower?"}]
 GREEDY: Any = {"model": "toy", "temperature": 0, "max_tokens": 8}

@@ -1,7 +1,7 @@
 """Whether a service works: every few seconds a test runs in each worker, among the jobs of people.
 
-Red when a test fails, gives no answer in time, or there is no worker, or one that says nothing. A worker in the middle of one long pass, within
-the limit of jobs, is busy and not red: it answers when that has ended.
+Red when a test fails, gives no answer in time, or there is no worker, or one that says nothing. A worker in the middle
+of one long pass, within the limit of jobs, is busy and not red: it answers when that has ended.
 """
 
 import json

@@ -57,6 +57,9 @@ parameters of the model by name. They are checked against the site table and the
 
 The same Idempotency-Key with the same body is the same job, however often it is sent. With `wait_s`, a job that ends in
 that time is answered with its results."""
+_RUN = (
+    f"As `jobs`, and waits for the end. Who hangs up calls the job off, unless it has an Idempotency-Key.\n\n{_SUBMIT}"
+)
 _JOB = "/v1/jobs/{id}"
 
 
@@ -111,7 +114,7 @@ def _add_submissions(app: FastAPI, web: Web) -> None:
         row = await submitted(name, request, owner, idempotency_key, glassworks_priority)
         return await told(web, await web.ended(row, wait_s), done=wait_s > 0)
 
-    @app.post("/v1/models/{name:path}/run", summary="Run experiments", description="As jobs, and waits.", **options)
+    @app.post("/v1/models/{name:path}/run", summary="Run experiments", description=_RUN, **options)
     async def run(
         name: str, request: Request, idempotency_key: Annotated[str | None, Header()] = None,
         owner: KeyRow = web.owner,
@@ -199,8 +202,8 @@ def _add_events(app: FastAPI, web: Web) -> None:
         },
     )  # fmt: skip
     async def events(
-        id: str, after: Annotated[int, Query(ge=0, lt=2**53)] = 0, last_event_id: Annotated[str | None, Header()] = None,
-        owner: KeyRow = web.owner,
+        id: str, after: Annotated[int, Query(ge=0, lt=2**53)] = 0,
+        last_event_id: Annotated[str | None, Header()] = None, owner: KeyRow = web.owner,
     ) -> Response:  # fmt: skip
         """What happens to a job, as server-sent events; a stream that broke goes on after `Last-Event-ID`."""
         start = _event_number(last_event_id, after)
