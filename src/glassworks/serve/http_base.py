@@ -150,7 +150,8 @@ class Web:
                             return
                     if found or await watcher.news(_LOOK_S):
                         continue
-                    if (await self.do(self.jobs.find, row.id, row.owner)).status in ENDED:
+                    now = await self.do(self.jobs.ledger.find, row.id, row.owner)
+                    if now is None or now.status in ENDED:
                         return  # whoever asks has seen its end
                     if time.monotonic() - beat_s > _BEAT_S:
                         beat_s = time.monotonic()

@@ -75,6 +75,11 @@ class Jobs:
 
     # Taking in.
 
+    def check_room(self, owner: str, idempotency: str | None = None) -> None:
+        """Before a request of a key is looked at. Refused, 429: it has too much; not of what was let in before."""
+        if idempotency is None or not self.ledger.knows(owner, idempotency):
+            self.quotas.check(self.ledger, owner)
+
     def submit(
         self, name: str, kind: str, body: Body, owner: str, wishes: Wishes, *, about: str | None = None
     ) -> JobRow:
@@ -164,7 +169,7 @@ class Jobs:
                 self._dispatchers[row.model].submit(row)
 
     def stop_all_of(self, owner: str) -> None:
-        """Call off what a key that was revoked has left."""
+        """Call off all jobs of a key that is let in no more."""
         for row in self.ledger.unfinished():
             if row.owner == owner:
                 self._dispatchers[row.model].cancel(row)

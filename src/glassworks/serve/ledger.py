@@ -292,6 +292,14 @@ class Ledger:
 
     # What an owner has.
 
+    def owners(self) -> frozenset[str]:
+        """Those with jobs that wait or run."""
+        return self._read(views.owners)
+
+    def knows(self, owner: str, idempotency: str) -> bool:
+        """Whether an owner has a job under this name."""
+        return self._read(lambda connection: views.knows(connection, owner, idempotency))
+
     def queued_count(self, owner: str) -> int:
         """Jobs of an owner that wait."""
         return self._read(lambda connection: views.count(connection, owner, QUEUED))
