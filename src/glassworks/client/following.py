@@ -28,7 +28,9 @@ SOON_S = 0.5
 _SLACK_S = 40.0
 """An answer may come so much later than asked for: there is a check to be made, and a long body to be sent."""
 _LAST_WORD_S = 2.0
-_UNKNOWN, _UNDER_WAY, _NOT_SENT = 404, 202, 409
+UNDER_WAY = 202
+"""What is answered of a job that has not ended: its status."""
+_UNKNOWN, _NOT_SENT = 404, 409
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,7 @@ def run(own: Submission, patience: Patience) -> Flow[Answer]:
     id: str | None = None
     try:
         answer = yield from submitted(own, patience, wait_s=SOON_S if own.says else ASK_S)
-        if answer.status != _UNDER_WAY:
+        if answer.status != UNDER_WAY:
             return answer
         id = status_of(answer.body)["id"]
         return (yield from ended(id, patience, listens=own.says))
@@ -105,7 +107,7 @@ def ended(id: str, patience: Patience, *, listens: bool = False) -> Flow[Answer]
             pass
     while True:
         answer = yield from asked(Send(_results(id, ASK_S)), patience)
-        if answer.status != _UNDER_WAY:
+        if answer.status != UNDER_WAY:
             return answer
 
 
@@ -130,7 +132,7 @@ def _called_off(own: Submission, id: str | None) -> Flow[None]:
     try:
         if id is None:
             again: Answer = yield Send(replace(own.request(), timeout_s=_LAST_WORD_S))
-            if again.status != _UNDER_WAY:
+            if again.status != UNDER_WAY:
                 return
             id = status_of(again.body)["id"]
         yield Send(Request("POST", job_path(id, "/cancel"), timeout_s=_LAST_WORD_S))

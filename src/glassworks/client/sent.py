@@ -75,7 +75,7 @@ class Sent:
 
     def job(self, answer: Answer, *, in_tasks: bool = False) -> RemoteJob:
         """The job of what was answered: its status, or what it came to already."""
-        told = status_of(answer.body) if answer.job is None else None
+        told = status_of(answer.body) if answer.status == following.UNDER_WAY else None
         return RemoteJob(
             self._transport, answer.job or told["id"],  # type: ignore[index]
             told=told, answer=answer if told is None else None, in_tasks=in_tasks,
