@@ -141,6 +141,12 @@ class Dispatcher:
             expected_s = 0.0 if free else position / self._rate if self._rate else None
             return {"position": position, "expected_start_s": expected_s, "progress": 0.0}
 
+    def unfinished(self, owner: str) -> int:
+        """Jobs of a key that wait or are in the worker."""
+        with self._changed:
+            suspects = sum(row.owner == owner for row in self._suspects.values())
+            return self._queue.count(owner) + suspects + self._flights.count(owner)
+
     @property
     def counts(self) -> dict[str, int]:
         """Jobs that wait, and jobs in the worker."""
