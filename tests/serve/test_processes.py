@@ -158,32 +158,36 @@ def health(running: Running) -> httpx.Response:
 
 def test_a_worker_that_died_is_503_and_comes_back(fake: Any, experiment: Any) -> None:
     """What it was doing runs again, and nobody need know."""
-    with running_service("small", limits=fake.LIMITS, worker_command=fake.FAKE) as running:
-        with HTTPTransport(running.url, api_key=running.key) as transport:
-            backend = RemoteBackend(transport, "small")
-            job = backend.submit([experiment(("mul", 0.5))])
-            wait_for(lambda: job.status == "running")
-            first = running.worker
-            os.kill(first, signal.SIGKILL)
-            wait_for(lambda: health(running).status_code == 503)
-            assert health(running).headers["Retry-After"] == "5"
-            assert health(running).json()["models"]["small"]["state"] == "absent"
-            assert job.each()[0]["s"] == fake.zeros(1, 3, 8)
-            kinds = [event.kind for event in job.events()]
-            assert (kinds.count("started"), kinds.count("retried"), kinds[-1]) == (2, 1, "done")
-            wait_for(lambda: health(running).status_code == 200)
-            assert running.worker != first
+    with (
+        running_service("small", limits=fake.LIMITS, worker_command=fake.FAKE) as running,
+        HTTPTransport(running.url, api_key=running.key) as transport,
+    ):
+        backend = RemoteBackend(transport, "small")
+        job = backend.submit([experiment(("mul", 0.5))])
+        wait_for(lambda: job.status == "running")
+        first = running.worker
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: health(running).status_code == 503)
+        assert health(running).headers["Retry-After"] == "5"
+        assert health(running).json()["models"]["small"]["state"] == "absent"
+        assert job.each()[0]["s"] == fake.zeros(1, 3, 8)
+        kinds = [event.kind for event in job.events()]
+        assert (kinds.count("started"), kinds.count("retried"), kinds[-1]) == (2, 1, "done")
+        wait_for(lambda: health(running).status_code == 200)
+        assert running.worker != first
 
 
 @pytest.mark.slow
 def test_whoever_ends_the_worker_is_told_how_it_ended_and_others_are_not_held_up(fake: Any, experiment: Any) -> None:
-    with running_service("small", limits=fake.LIMITS, worker_command=fake.FAKE) as running:
-        with HTTPTransport(running.url, api_key=running.key) as transport:
-            backend = RemoteBackend(transport, "small")
-            bad, good = backend.submit([experiment(("log",))]), backend.submit([experiment()])
-            with pytest.raises(RemoteError, match=r"alone in it, it exited with code 9, and held .* MiB at most"):
-                bad.results()
-            assert good.each()[0]["s"] == fake.zeros(1, 3, 8)
+    with (
+        running_service("small", limits=fake.LIMITS, worker_command=fake.FAKE) as running,
+        HTTPTransport(running.url, api_key=running.key) as transport,
+    ):
+        backend = RemoteBackend(transport, "small")
+        bad, good = backend.submit([experiment(("log",))]), backend.submit([experiment()])
+        with pytest.raises(RemoteError, match=r"alone in it, it exited with code 9, and held .* MiB at most"):
+            bad.results()
+        assert good.each()[0]["s"] == fake.zeros(1, 3, 8)
 
 
 def test_the_end_of_the_block_ends_both(fake: Any) -> None:
