@@ -78,12 +78,22 @@ class Moves(RuleBasedStateMachine):
         if self.known(id):
             assert self.ledger.claim(id, lease_s=9.0) == self.model.claim(id)
 
-    @rule(entries=st.lists(st.tuples(ids, st.integers(0, 3), st.none() | st.integers(0, 4), st.sampled_from("ab"))))
-    def note(self, entries: list[tuple[str, int, int | None, str]]) -> None:
-        self.ledger.note([(*entry, {"said": 1}) for entry in entries])
+    @rule(target=ids, owner=st.sampled_from(OWNERS), body=bodies)
+    def start(self, owner: str, body: bytes) -> Any:
+        id = self.admit(owner, body)
+        self.claim(id)
+        return id
+
+    @rule(said=st.lists(st.tuples(ids, st.integers(0, 1), st.none() | st.integers(0, 3), st.sampled_from("ab"))))
+    def note(self, said: list[tuple[str, int, int | None, str]]) -> None:
+        entries = [
+            (id, self.model.jobs[id].fence - back, source, kind)
+            for id, back, source, kind in said
+            if id in self.model.jobs
+        ]
+        self.ledger.note([(*entry, {"said": 1}) for entry in entries] + [(id, 1, 0, "a", {}) for id in self.model.gone])
         for entry in entries:
-            if entry[0] in self.model.jobs:
-                self.model.note(*entry)
+            self.model.note(*entry)
 
     @rule(id=ids, back=st.integers(0, 1), status=st.sampled_from(model.ENDED), result=bodies)
     def finish(self, id: str, back: int, status: str, result: bytes) -> None:

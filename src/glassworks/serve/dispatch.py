@@ -59,6 +59,7 @@ class Dispatcher:
         death_of: Callable[[int], Death | None], metrics: Metrics,
     ) -> None:  # fmt: skip
         self.model, self._ledger, self._limits, self._death_of = model, ledger, limits, death_of
+        self._weight_of = weight_of
         self._metrics = metrics
         self.link = WorkerLink(model, path, self)
         self.about: dict[str, Any] = {}
@@ -225,7 +226,7 @@ class Dispatcher:
         row = flight.row
         return {
             "do": "run", "job": row.id, "fence": flight.fence, "user": row.owner, "kind": row.kind,
-            "streams": row.streams, "seed": row.seed,
+            "weight": self._weight_of(row.owner), "streams": row.streams, "seed": row.seed,
         }  # fmt: skip
 
     def _send_cancel(self, flight: Flight) -> None:
