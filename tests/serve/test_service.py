@@ -87,9 +87,7 @@ def test_what_is_checked_is_what_runs(fake: Any, experiment: Any) -> None:
         (422, RemoteError, "Odd: no such thing", {"calls": [("exp",)]}),
     ],
 )
-def test_refusals(
-    service: InProcessTransport, experiment: Any, status: int, kind: type, message: str, change: Any
-) -> None:
+def test_refusals(service: Any, experiment: Any, status: int, kind: type, message: str, change: Any) -> None:
     calls = change.pop("calls", [])
     answered, error = post(service, experiment(*calls, **change))
     assert answered == status

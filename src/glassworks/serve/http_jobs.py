@@ -57,9 +57,7 @@ parameters of the model by name. They are checked against the site table and the
 
 The same Idempotency-Key with the same body is the same job, however often it is sent. With `wait_s`, a job that ends in
 that time is answered with its results."""
-_RUN = (
-    f"As `jobs`, and waits for the end. Who hangs up calls the job off, unless it has an Idempotency-Key.\n\n{_SUBMIT}"
-)
+_RUN = f"As `jobs`, to the end. Whoever hangs up calls the job off, unless it has an Idempotency-Key.\n\n{_SUBMIT}"
 _JOB = "/v1/jobs/{id}"
 
 
