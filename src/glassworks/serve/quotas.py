@@ -55,8 +55,8 @@ class Quotas:
         if used.compute_s >= self.compute_s:
             left_s = _DAY_S - time.time() % _DAY_S
             raise _refused(
-                f"compute_s: {used.compute_s:.0f} s of compute were used today, {self.compute_s} allowed; the day ends in "
-                f"{left_s / 3600:.1f} hours (UTC)",
+                f"compute_s: {used.compute_s:.0f} s of compute were used today, {self.compute_s} allowed; the day ends "
+                f"in {left_s / 3600:.1f} hours (UTC)",
                 math.ceil(left_s),
             )
         if used.stored_bytes >= self.stored_bytes:
