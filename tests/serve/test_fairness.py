@@ -10,8 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import pytest
 
 from glassworks.serve.dispatch import EACH
@@ -24,25 +26,40 @@ from serve.crowd import figure, is_up, person, wait_for
 PROMPT = [5, 6, 7, 8, 9, 10, 11, 12]
 
 
-@pytest.fixture
-def someone(toy_service: Running) -> Callable[..., Any]:
-    """Makes people, each with a key of his own."""
+@dataclass(frozen=True)
+class Person:
+    """Someone with a key of his own, and the toy as he has it."""
 
-    def make(weight: float = 1.0) -> Any:
+    url: str
+    key: str
+    model: Any
+
+    def worked(self) -> float:
+        """How much of his jobs was done so far, in jobs."""
+        own = {"Authorization": f"Bearer {self.key}"}
+        found = httpx.get(f"{self.url}/v1/jobs?limit=1000", headers=own, trust_env=False, timeout=60).json()
+        return sum(job["progress"] for job in found["jobs"])
+
+
+@pytest.fixture
+def someone(toy_service: Running) -> Callable[..., Person]:
+    """Makes people."""
+
+    def make(weight: float = 1.0) -> Person:
         with State.visit(toy_service.state) as state:
             key = Keys(state).add(secrets.token_hex(8), weight=weight)
         time.sleep(0.3)  # a service looks for new keys now and then
-        return person(toy_service, key)
+        return Person(toy_service.url, key, person(toy_service, key))
 
     wait_for(lambda: is_up(toy_service))
     return make
 
 
-def submit(model: Any, *, count: int, tokens: int) -> list[Any]:
+def submit(who: Person, *, count: int, tokens: int) -> list[Any]:
     """Jobs of so many new tokens each."""
 
     def one(k: int) -> Any:
-        with model.generate([3 + k % 900, *PROMPT], max_new_tokens=tokens, wait=False) as t:
+        with who.model.generate([3 + k % 900, *PROMPT], max_new_tokens=tokens, wait=False) as t:
             pass
         return t.job
 
@@ -50,11 +67,11 @@ def submit(model: Any, *, count: int, tokens: int) -> list[Any]:
         return list(pool.map(one, range(count)))
 
 
-def look(model: Any) -> float:
+def look(who: Person) -> float:
     """The seconds of one small job."""
     began_s = time.monotonic()
-    with model.trace(PROMPT):
-        model.logits[:, -1].save()
+    with who.model.trace(PROMPT):
+        who.model.logits[:, -1].save()
     return time.monotonic() - began_s
 
 
@@ -63,11 +80,11 @@ def call_off(jobs: list[Any]) -> None:
         list(pool.map(lambda job: job.cancel(), jobs))
 
 
-def test_one_job_passes_by_a_long_queue(toy_service: Running, someone: Callable[..., Any]) -> None:
+def test_one_job_passes_by_a_long_queue(toy_service: Running, someone: Callable[..., Person]) -> None:
     much, little = someone(), someone()
     jobs = submit(much, count=EACH + 60, tokens=300)
-    with little.trace(PROMPT, wait=False) as t:
-        little.logits[:, -1].save()
+    with little.model.trace(PROMPT, wait=False) as t:
+        little.model.logits[:, -1].save()
     t.job.wait(timeout_s=120)
     call_off(jobs)
     books = books_of(toy_service.state)
@@ -77,32 +94,29 @@ def test_one_job_passes_by_a_long_queue(toy_service: Running, someone: Callable[
     assert sum(asked_s < end_s < done_s for end_s in ends_s) <= EACH
 
 
-def test_weights_are_honoured(someone: Callable[..., Any]) -> None:
+def test_weights_are_honoured(someone: Callable[..., Person]) -> None:
     light, heavy = someone(1.0), someone(3.0)
     with ThreadPoolExecutor(2) as pool:
         lights, heavies = pool.map(lambda own: submit(own, count=EACH + 10, tokens=200), (light, heavy))
 
-    def far(jobs: list[Any]) -> float:
-        return sum(job.progress for job in jobs)
-
-    before = far(lights), far(heavies)
-    wait_for(lambda: far(heavies) > before[1] + 15)
-    found = far(lights) - before[0], far(heavies) - before[1]
+    before = light.worked(), heavy.worked()
+    wait_for(lambda: heavy.worked() > before[1] + 15)
+    found = light.worked() - before[0], heavy.worked() - before[1]
     call_off([*lights, *heavies])
     print(f"of weight 1 and 3, jobs' worth of work: {found[0]:.1f}, {found[1]:.1f}")
     assert 2 * found[0] <= found[1] <= 5 * found[0]
 
 
-def test_equal_clients_have_equal_shares(someone: Callable[..., Any]) -> None:
+def test_equal_clients_have_equal_shares(someone: Callable[..., Person]) -> None:
     equal_clients(someone, seconds=4.0)
 
 
 @pytest.mark.slow
-def test_equal_clients_have_equal_shares_for_a_minute(someone: Callable[..., Any]) -> None:
+def test_equal_clients_have_equal_shares_for_a_minute(someone: Callable[..., Person]) -> None:
     equal_clients(someone, seconds=60.0)
 
 
-def equal_clients(someone: Callable[..., Any], *, seconds: float) -> None:
+def equal_clients(someone: Callable[..., Person], *, seconds: float) -> None:
     """Each asks again as soon as it is answered."""
     people, counts, over = [someone() for _ in range(16)], Counter[int](), threading.Event()
     ready = threading.Barrier(17)
@@ -129,7 +143,7 @@ def equal_clients(someone: Callable[..., Any], *, seconds: float) -> None:
 
 
 @pytest.mark.slow
-def test_a_thousand_jobs_of_another_cost_one_pass(toy_service: Running, someone: Callable[..., Any]) -> None:
+def test_a_thousand_jobs_of_another_cost_one_pass(toy_service: Running, someone: Callable[..., Person]) -> None:
     """At most twice the lone time and one full pass."""
     much, little = someone(), someone()
     look(little)
