@@ -1,16 +1,16 @@
-"""What sharing a model costs: one service, 1, 4, 16 and 64 clients, beside the same jobs on nnsight one after the other.
+"""What sharing a model costs: a service with 1, 4, 16, 64 clients, and the same jobs on nnsight one after the other.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/service.py [--clients 1 4 16 64] [--seconds 8] [--rounds 3] [--out DIR]
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/service.py [--clients 1 4 16 64] [--seconds 8] [--out DIR]
 
-The model is a Llama with random weights, 12 layers, 256 wide. Two loads: *traces* of 8 tokens that read one layer and the
-logits of the last token and write to one layer; and *generations* of 32 tokens. Clients are threads of one process, each
-with `gw.connect` and blocks that wait; the service is the supervisor, web process, checkers and worker that people run, with
-its state on the disk.
+The model is a Llama with random weights, 12 layers, 256 wide. Two loads: *traces* of 8 tokens that read one layer and
+the logits of the last token and write to one layer; and *generations* of 32 tokens. Clients are threads of one process,
+each with `gw.connect` and blocks that wait; the service is the supervisor, web process, checkers and worker that people
+run, with its state on the disk.
 
-What is compared is the worker's CPU-seconds a job, from the service's own /metrics, between one client and many: that is what
-a model that is shared can save. Wall-clock figures stand beside; on two cores they are mostly the clients' and the web
-process's. The peer runs the same jobs one after the other, which is how NDIF runs them: nnsight 0.8.1 in this process, its
-CPU-seconds a job without any network. Figures are medians over rounds.
+What is compared is the worker's CPU-seconds a job, from the service's own /metrics, between one client and many: that
+is what a model that is shared can save. Wall-clock figures stand beside; on two cores they are mostly the clients' and
+the web process's. The peer runs the same jobs one after the other, which is how NDIF runs them: nnsight 0.8.1 in this
+process, its CPU-seconds a job without any network. Figures are medians over rounds.
 """
 
 import argparse
@@ -92,7 +92,9 @@ def figures(running: Running) -> dict[str, float]:
     return {name: found[f"glassworks_worker_{name}_total"] for name in names}
 
 
-def measured(running: Running, models: Sequence[Any], run: Callable[[Any, int], None], seconds: float) -> dict[str, float]:
+def measured(
+    running: Running, models: Sequence[Any], run: Callable[[Any, int], None], seconds: float
+) -> dict[str, float]:
     """So many clients for a while, each waiting for its job before the next."""
     time.sleep(SETTLE_S)
     before, took = figures(running), list[float]()
@@ -165,7 +167,9 @@ def main() -> None:
         path = subject(Path(folder) / "llama")
         nns = peer(path)
         with running_service(str(path), state=Path(folder) / "state") as running:
-            models = [gw.connect(running.url, api_key=running.key).model(str(path)) for _ in range(max(options.clients))]
+            models = [
+                gw.connect(running.url, api_key=running.key).model(str(path)) for _ in range(max(options.clients))
+            ]
             for load in options.loads:
                 run, run_peer = LOADS[load]
                 run(models[0], 0)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,8 @@ class Connection:
         return self.stats[-1]
 
     def close(self) -> None:
-        self._sock.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
 
 
@@ -196,12 +197,16 @@ class WorkerBackend:
         return self.read(self.give(experiments).ended())
 
 
-class Recording:
-    """A backend that remembers what it was asked to run, and runs it elsewhere."""
+class _Stop(Exception):
+    """Ends a block whose run is not wanted."""
 
-    def __init__(self, backend: Any) -> None:
-        self.backend = backend
-        self.seen: list[list[Experiment]] = []
+
+class Recording:
+    """A backend that remembers what it was asked to run, and runs it elsewhere or not at all."""
+
+    def __init__(self, backend: Any, *, run: bool) -> None:
+        self.backend, self._run = backend, run
+        self.seen: list[Experiment] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.backend, name)
@@ -210,7 +215,9 @@ class Recording:
         return self.run_session([Experiment(graph, inputs, generation)])[0]
 
     def run_session(self, experiments: Sequence[Experiment]) -> list[Results]:
-        self.seen.append(list(experiments))
+        self.seen += experiments
+        if not self._run:
+            raise _Stop
         return self.backend.run_session(experiments)
 
 
@@ -222,11 +229,12 @@ def over(backend: Any, like: Any) -> Any:
     return Model(Core(backend, text=like._core.text, table=backend.sites(), name="model"))
 
 
-def experiments_of(model: Any, write: Callable[[Any], Any]) -> list[Experiment]:
-    """What blocks on a model come to, as `write` writes them."""
-    recording = Recording(model.backend)
-    write(over(recording, model))
-    return [experiment for seen in recording.seen for experiment in seen]
+def experiments_of(model: Any, write: Callable[[Any], Any], *, run: bool = False) -> list[Experiment]:
+    """What blocks on a model come to, as `write` writes them. Without `run` it ends at the first."""
+    recording = Recording(model.backend, run=run)
+    with suppress(_Stop):
+        write(over(recording, model))
+    return recording.seen
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,19 @@ COMMANDS = {
         "--device-memory",
         "--dry-run",
     ],
-    "serve": ["--host", "--port", "--api-key"],
+    "serve": [
+        "--host",
+        "--port",
+        "--state",
+        "--api-key",
+        "--policy",
+        "--rows",
+        "--kv-device",
+        "--kv-host",
+        "--run-s",
+        "--day-s",
+        "--max-jobs",
+    ],
 }
 
 
@@ -253,8 +265,9 @@ def test_run_says_that_a_graph_of_steps_needs_a_number(run, steps):
 # serve
 
 
-def test_serve_says_where_and_the_same_graph_runs_there(run, graph):
+def test_serve_says_where_and_the_same_graph_runs_there(run, graph, tmp_path):
     command = [sys.executable, "-c", "from glassworks.cli.main import main; main()", "serve", "toy", "--port", "0"]
+    command += ["--state", str(tmp_path / "state")]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
     served = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
@@ -271,8 +284,8 @@ def test_serve_says_where_and_the_same_graph_runs_there(run, graph):
         served.stdout.close()
 
 
-def test_serve_refuses_an_address_that_it_cannot_have(run):
-    code, _, err = run("serve", "toy", "--host", "192.0.2.1")
+def test_serve_refuses_an_address_that_it_cannot_have(run, tmp_path):
+    code, _, err = run("serve", "toy", "--host", "192.0.2.1", "--state", tmp_path / "state")
     assert code == 2
     assert "cannot listen" in err
 

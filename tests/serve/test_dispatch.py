@@ -1,8 +1,5 @@
 """Jobs on their way to a worker and back, against a real ledger and a worker that the test plays over a real socket."""
 
-import json
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from glassworks.client.content import joined, split
+from glassworks.client.content import joined
 from glassworks.graph.limits import Limits
 from glassworks.graph.messages import decode_error
 from glassworks.serve import dispatch
@@ -18,9 +15,9 @@ from glassworks.serve.deaths import Death
 from glassworks.serve.dispatch import Dispatcher
 from glassworks.serve.ledger import Ledger
 from glassworks.serve.metrics import Metrics
-from glassworks.serve.pipe import receive, send
 from glassworks.serve.records import JobRow, NewJob
 from glassworks.serve.state import State
+from played import Played
 
 
 @pytest.fixture(autouse=True)
@@ -34,59 +31,6 @@ def eventually(what: Callable[[], Any], *, timeout_s: float = 10.0) -> Any:
         assert time.monotonic() < end, "it did not come to pass"
         time.sleep(0.005)
     return found
-
-
-class Played:
-    """A worker that does what the test says."""
-
-    def __init__(self, path: Path) -> None:
-        self.listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.listening.bind(str(path))
-        self.listening.listen()
-        self.got: dict[str, dict[str, Any]] = {}
-        self.bodies: dict[str, list[bytes]] = {}
-        self.cancels: list[str] = []
-        self.connection: socket.socket | None = None
-        self.pid = 1000
-
-    def appear(self) -> None:
-        """A worker starts."""
-        self.got, self.cancels = {}, []
-        self.pid += 1
-        connection, _ = self.listening.accept()
-        self.connection = connection
-        send(connection, {"is": "ready", "pid": self.pid})
-        threading.Thread(target=self._read, args=(connection,), daemon=True).start()
-
-    def _read(self, connection: socket.socket) -> None:
-        try:
-            while True:
-                head, body = receive(connection)
-                if head["do"] == "run":
-                    self.bodies[head["job"]] = [bytes(part) for part in split(body)]
-                    self.got[head["job"]] = head
-                elif head["do"] == "cancel":
-                    self.cancels.append(head["job"])
-        except (EOFError, OSError):
-            pass
-
-    def say(self, head: dict[str, Any], body: bytes = b"") -> None:
-        assert self.connection is not None
-        send(self.connection, head, body)
-
-    def done(self, id: str, *, status: int = 200, body: bytes = b"saves", fence: int | None = None) -> None:
-        fence = self.got[id]["fence"] if fence is None else fence
-        head = {"is": "done", "job": id, "fence": fence, "status": status, "media": "a/b", "compute_s": 0.5}
-        self.say(head, body)
-
-    def events(self, *entries: tuple[str, int | None, str, dict[str, Any]]) -> None:
-        own = [[id, self.got[id]["fence"], source, kind, data] for id, source, kind, data in entries]
-        self.say({"is": "events"}, json.dumps(own).encode())
-
-    def die(self) -> None:
-        assert self.connection is not None
-        self.connection.shutdown(socket.SHUT_RDWR)
-        self.connection.close()
 
 
 @pytest.fixture
@@ -104,9 +48,7 @@ def ledger(state: State) -> Ledger:
 def worker(tmp_path: Path) -> Iterator[Played]:
     played = Played(tmp_path / "w")
     yield played
-    played.listening.close()
-    if played.connection is not None:
-        played.connection.close()
+    played.close()
 
 
 @pytest.fixture

@@ -253,6 +253,7 @@ def test_a_job_is_called_off(served: Any, experiment: Any) -> None:
     backend = RemoteBackend(served, "small")
     slow, waiting = backend.submit([experiment(("mul", 0.5))]), backend.submit([experiment()])
     waiting.cancel()
+    waiting.wait()
     assert waiting.status == "cancelled"
     with pytest.raises(Cancelled, match="cancelled"):
         waiting.results()

@@ -29,7 +29,7 @@ _SLACK_S = 40.0
 """An answer may come so much later than asked for: there is a check to be made, and a long body to be sent."""
 _LAST_WORD_S = 2.0
 UNDER_WAY = 202
-"""What is answered of a job that has not ended: its status."""
+"""The status of an answer that says how a job stands, and not what it came to."""
 _UNKNOWN, _NOT_SENT = 404, 409
 
 

@@ -24,6 +24,7 @@ from glassworks.client.base import Answer, AsyncStream, AsyncTransport, Request,
 from glassworks.client.content import Whole, size_of
 from glassworks.errors import InputError, RemoteError
 
+_Clients = dict[asyncio.AbstractEventLoop, tuple[httpx.AsyncClient, AsyncGenerator[None, None]]]
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -165,9 +166,7 @@ class AsyncHTTPTransport:
     ) -> None:
         self._address = _Address(url=url, api_key=api_key, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s)
         self._over = over
-        self._clients: weakref.WeakKeyDictionary[
-            asyncio.AbstractEventLoop, tuple[httpx.AsyncClient, AsyncGenerator[None, None]]
-        ] = weakref.WeakKeyDictionary()
+        self._clients: _Clients = {}
 
     async def send(self, request: Request) -> Answer:
         client = await self._client()
@@ -185,7 +184,7 @@ class AsyncHTTPTransport:
         loop = asyncio.get_running_loop()
         if loop not in self._clients:
             client = httpx.AsyncClient(**self._address.settings(), transport=self._over)
-            held = _held(client)
+            held = _held(client, loop, self._clients)
             self._clients[loop] = client, held
             await anext(held)
         return self._clients[loop][0]
@@ -194,10 +193,15 @@ class AsyncHTTPTransport:
         return f"AsyncHTTPTransport({self._address.url!r})"
 
 
-async def _held(client: httpx.AsyncClient) -> AsyncGenerator[None, None]:
+async def _held(
+    client: httpx.AsyncClient, loop: asyncio.AbstractEventLoop, clients: _Clients
+) -> AsyncGenerator[None, None]:
     """Open until its loop ends."""
-    async with client:
-        yield
+    try:
+        async with client:
+            yield
+    finally:
+        clients.pop(loop, None)
 
 
 def _content(request: Request) -> Any:

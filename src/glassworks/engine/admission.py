@@ -91,7 +91,7 @@ class Admission:
 
     def work(
         self, graph: Graph, inputs: Inputs, generation: Generation | None, *, number: int, now_s: float, user: str,
-        expected_tokens: float | None, alone: bool,
+        expected_tokens: float | None, alone: bool, weight: float,
     ) -> Work:  # fmt: skip
         """An experiment that has not begun. `alone`: it shares no pass, whatever it is.
 
@@ -107,7 +107,7 @@ class Admission:
         run = self._local.begun(graph, inputs, generation, table=table, plan=plan)
         rows = [row for own in inputs.invokes for row in own.ids]
         job = Job(
-            id=number, arrival_s=now_s, prompt_tokens=max(map(len, rows), default=0), user=user,
+            id=number, arrival_s=now_s, prompt_tokens=max(map(len, rows), default=0), user=user, weight=weight,
             max_new_tokens=0 if generation is None else generation.max_new_tokens, rows=min(len(rows), self._rows),
             expected_tokens=expected_tokens,
         )  # fmt: skip

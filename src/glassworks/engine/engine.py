@@ -158,18 +158,19 @@ class Engine:
             return self._taken(request, self._work_of(request, alone=alone))
 
     def start(
-        self, graph: Graph, inputs: Inputs, generation: Generation | None = None, *, user: str = "", alone: bool = False
-    ) -> Reply:
+        self, graph: Graph, inputs: Inputs, generation: Generation | None = None, *, user: str = "",
+        weight: float = 1.0, alone: bool = False,
+    ) -> Reply:  # fmt: skip
         """Take an experiment in, of any form that a backend runs; `reply.results` is what it gives.
 
         Args:
-            user, alone: as for requests.
+            user, weight, alone: as for requests.
 
         Raises:
             InputError: it cannot be. GraphError: the graph cannot be placed. BudgetExceeded: it could never fit.
         """
         with self._lock:
-            work = self.work(graph, inputs, generation, user=user, alone=alone)
+            work = self.work(graph, inputs, generation, user=user, weight=weight, alone=alone)
             return self._taken(Request((), max_new_tokens=work.job.max_new_tokens, user=user), work)
 
     def run(self, requests: Iterable[Request], *, progress: Callable[[Reply], None] | None = None) -> list[Reply]:
@@ -283,18 +284,19 @@ class Engine:
         inputs = Inputs((Rows(ids),), named=request.inputs)
         generation = Generation(request.max_new_tokens, request.options)
         return self.work(
-            graph, inputs, generation, user=request.user, expected_tokens=request.expected_tokens, alone=alone
-        )
+            graph, inputs, generation, user=request.user, weight=request.weight,
+            expected_tokens=request.expected_tokens, alone=alone,
+        )  # fmt: skip
 
     def work(
         self, graph: Graph, inputs: Inputs, generation: Generation | None, *, user: str = "",
-        expected_tokens: float | None = None, alone: bool = False,
+        weight: float = 1.0, expected_tokens: float | None = None, alone: bool = False,
     ) -> Work:  # fmt: skip
         """An experiment, checked; see `submit` for what is raised."""
         with self._lock:
             return self._admission.work(
                 graph, inputs, generation, number=next(self._numbers), now_s=self.clock.now_s(), user=user,
-                expected_tokens=expected_tokens, alone=alone,
+                expected_tokens=expected_tokens, alone=alone, weight=weight,
             )  # fmt: skip
 
     def _taken(self, request: Request, work: Work) -> Reply:

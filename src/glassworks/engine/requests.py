@@ -4,6 +4,7 @@ A `Request` is data: a prompt, how much to generate and how, and perhaps a graph
 fills as its tokens come; whoever iterates over it, or waits for it, drives the engine meanwhile.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,7 @@ class Request:
         seed: of sampling and of the graph's random nodes; what is drawn depends on it alone, never on the batch. None:
             the graph's own, or 0.
         user: whose it is: for the policy `fair`, and for who may share the beginnings of texts with whom.
+        weight: what that user's share is in proportion to, under `fair`.
         expected_tokens: how many it will be, if somebody knows; policies that predict take it.
 
     Raises:
@@ -45,6 +47,7 @@ class Request:
     logprobs: int = 0
     seed: int | None = None
     user: str = ""
+    weight: float = 1.0
     expected_tokens: float | None = None
 
     def __post_init__(self) -> None:
@@ -66,6 +69,8 @@ class Request:
             raise InputError(f"stop is a list of texts, such as ['\\n\\n'], got {self.stop!r}")
         if self.graph is not None and not isinstance(self.graph, Graph):
             raise InputError(f"graph is a gw.Graph (t.graph of a block), got {type(self.graph).__name__}")
+        if not isinstance(self.weight, int | float) or not 0 < self.weight < math.inf:
+            raise InputError(f"weight is a number above 0, got {self.weight!r}")
         if not isinstance(self.user, str):
             raise InputError(f"user is a text, got {self.user!r}")
 

@@ -10,7 +10,7 @@ was dropped pays once. A user with twice the weight pays half for the same, and 
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from glassworks.schedule.base import Job
 from glassworks.schedule.policy import Key, Policy
@@ -19,10 +19,10 @@ PROMPT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0
 
 
 class Fair(Policy):
-    """By what the user has received, then by `inner`. `weight_of`: what a user's share is in proportion to."""
+    """By what the user has received, then by `inner`."""
 
-    def __init__(self, inner: Policy, *, weight_of: Callable[[str], float] = lambda user: 1.0) -> None:
-        self._inner, self._weight_of = inner, weight_of
+    def __init__(self, inner: Policy) -> None:
+        self._inner = inner
         self.received: dict[str, float] = {}
         self._jobs: Counter[str] = Counter()
         self._paid: dict[int, float] = {}
@@ -62,7 +62,7 @@ class Fair(Policy):
         tagged = []
         for job in self._inner.order(jobs):
             tagged.append((virtual[job.user], job))
-            virtual[job.user] += OUTPUT_WEIGHT * job.rows / self._weight_of(job.user)
+            virtual[job.user] += OUTPUT_WEIGHT * job.rows / job.weight
         tagged.sort(key=lambda each: each[0])  # stable: the inner order decides between equals
         return [job for _, job in tagged]
 
@@ -71,5 +71,5 @@ class Fair(Policy):
         worth = job.rows * (PROMPT_WEIGHT * prompt + OUTPUT_WEIGHT * job.produced_tokens)
         due = worth - self._paid[job.id]
         if due > 0:  # less than was paid: it was dropped, and is being computed again
-            self.received[job.user] += due / self._weight_of(job.user)
+            self.received[job.user] += due / job.weight
             self._paid[job.id] = worth

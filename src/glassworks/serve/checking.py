@@ -31,7 +31,7 @@ Ask = Callable[[str, bytes], Body]
 
 
 class CheckerPool:
-    """A `service.Checker` in processes of its own.
+    """A `models.Checker` in processes of its own.
 
     Args:
         limits: among them `check_s` and `check_bytes`.

@@ -39,7 +39,7 @@ class Completion(Task):
             wanted = Request(
                 prompt, max_new_tokens=verdict["max_new_tokens"], graph=None if graph is None else Graph.decode(graph),
                 options=verdict["options"], stop=verdict["stop"], logprobs=verdict["logprobs"], seed=seed,
-                user=self.order.user,
+                user=self.order.user, weight=self.order.weight,
             )  # fmt: skip
             watch = partial(RunWatch, late, self.host.price(), job=self.order.job)
             self.attempts.append(Attempt(partial(_start, self, wanted), watch))

@@ -1,8 +1,8 @@
 """Jobs of one model on their way to its worker and back: who goes next, what came of it, what happens when it dies.
 
-Every decision that must survive is the ledger's; what is here can be made again from it. Three threads: one sends jobs
-and watches the clock, one listens to the worker (`link`), one brings what it said into the ledger, in order, as much at
-once as there is.
+Every decision that must survive is the ledger's; what is here can be made again from it. Four threads: one sends jobs,
+one watches the clock, one listens to the worker (`link`), one brings what it said into the ledger, in order, as much
+at once as there is.
 
 Surprises: a job is claimed in the ledger before it is sent, so that whatever happens afterwards it is known where it
 was. While a suspect runs, nothing else does.
@@ -59,6 +59,7 @@ class Dispatcher:
         death_of: Callable[[int], Death | None], metrics: Metrics,
     ) -> None:  # fmt: skip
         self.model, self._ledger, self._limits, self._death_of = model, ledger, limits, death_of
+        self._weight_of = weight_of
         self._metrics = metrics
         self.link = WorkerLink(model, path, self)
         self.about: dict[str, Any] = {}
@@ -77,7 +78,7 @@ class Dispatcher:
         self._pool = ThreadPoolExecutor(16, thread_name_prefix="glassworks-ledger")
         self._threads = [
             threading.Thread(target=work, name=f"glassworks-{work.__name__[1:]}", daemon=True)
-            for work in (self._send_jobs, self._settle)
+            for work in (self._send_jobs, self._watch_worker, self._settle)
         ]
 
     def start(self, waiting: Sequence[JobRow] = ()) -> None:
@@ -140,11 +141,22 @@ class Dispatcher:
             expected_s = 0.0 if free else position / self._rate if self._rate else None
             return {"position": position, "expected_start_s": expected_s, "progress": 0.0}
 
+    def unfinished(self, owner: str) -> int:
+        """Jobs of a key that wait or are in the worker."""
+        with self._changed:
+            suspects = sum(row.owner == owner for row in self._suspects.values())
+            return self._queue.count(owner) + suspects + self._flights.count(owner)
+
     @property
     def counts(self) -> dict[str, int]:
         """Jobs that wait, and jobs in the worker."""
         with self._changed:
             return {"queued": len(self._queue) + len(self._suspects), "running": len(self._flights)}
+
+    @property
+    def silent_s(self) -> float:
+        """How long ago the worker said anything; one that works says something twice a second."""
+        return time.monotonic() - self._heard_s if self._is_up else 0.0
 
     @property
     def is_in_a_pass(self) -> bool:
@@ -161,13 +173,12 @@ class Dispatcher:
     def _send_jobs(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._can_send(), timeout=_TICK_S)
+                self._changed.wait_for(lambda: self._stopping or self._can_send())
                 if self._stopping:
                     return
                 chosen = self._choose()
             if chosen:
                 self._launch(chosen)
-            self._watch()
 
     def _can_send(self) -> bool:
         ready = self._is_up and not self._unsettled and not self._flights.is_exclusive
@@ -221,7 +232,7 @@ class Dispatcher:
         row = flight.row
         return {
             "do": "run", "job": row.id, "fence": flight.fence, "user": row.owner, "kind": row.kind,
-            "streams": row.streams, "seed": row.seed,
+            "weight": self._weight_of(row.owner), "streams": row.streams, "seed": row.seed,
         }  # fmt: skip
 
     def _send_cancel(self, flight: Flight) -> None:
@@ -361,14 +372,24 @@ class Dispatcher:
 
     # The clock.
 
+    def _watch_worker(self) -> None:
+        """By itself, because who sends to a worker that hangs may hang too."""
+        while True:
+            with self._changed:
+                if self._changed.wait_for(lambda: self._stopping, timeout=_TICK_S):
+                    return
+            try:
+                self._watch()
+            except Exception:  # noqa: BLE001 - the clock must go on
+                _LOG.exception("watching a worker failed")
+
     def _watch(self) -> None:
-        """Keep leases, and end a worker that cannot end by itself what is over its limit."""
+        """Keep leases, and end a worker that cannot end by itself what is over its limit, or that says nothing."""
         now_s = time.monotonic()
         with self._changed:
-            stats, silent_s, pass_s = self.stats, now_s - self._heard_s, self._pass_s()
-            hangs = self._is_up and bool(self._flights) and (
-                pass_s > self._limits.run_s + _OVER_S or silent_s > _SILENT_S
-            )  # fmt: skip
+            stats, silent_s, pass_s = self.stats, self.silent_s, self._pass_s()
+            is_late = bool(self._flights) and pass_s > self._limits.run_s + _OVER_S
+            hangs = self._is_up and (is_late or silent_s > _SILENT_S)
             if hangs and not self._killed:
                 self._killed = True
                 culprit = self._flights.culprit(stats)

@@ -42,13 +42,17 @@ class FairQueue(Generic[T]):
 
     def __init__(self, weight_of: Callable[[str], float] = lambda owner: 1.0) -> None:
         self._weight_of = weight_of
-        self._fair = Fair(Fcfs(IterationCost()), weight_of=weight_of)
+        self._fair = Fair(Fcfs(IterationCost()))
         self._numbers = itertools.count()
         self._known: dict[str, Job] = {}
         self._heaps: dict[str, list[tuple[float, int, T]]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._heaps.values()))
+
+    def count(self, owner: str) -> int:
+        """Jobs of one key that wait."""
+        return len(self._heaps.get(owner, ()))
 
     @property
     def owners(self) -> list[str]:
@@ -60,7 +64,8 @@ class FairQueue(Generic[T]):
         job = self._known.get(item.id)
         if job is None:
             aged_s = item.created_s - AGE_S * item.priority
-            job = Job(next(self._numbers), aged_s, max(item.tokens, 1), 0, user=item.owner)
+            weight = self._weight_of(item.owner)
+            job = Job(next(self._numbers), aged_s, max(item.tokens, 1), 0, user=item.owner, weight=weight)
             self._known[item.id] = job
             self._fair.arrive(job)
         heapq.heappush(self._heaps.setdefault(item.owner, []), (job.arrival_s, job.id, item))

@@ -1,7 +1,7 @@
 """Whether a service works: every few seconds a test runs in each worker, among the jobs of people.
 
-Red when a test fails, gives no answer in time, or there is no worker. A worker in the middle of one long pass, within
-the limit of jobs, is busy and not red: it answers when that has ended.
+Red when a test fails, gives no answer in time, or there is no worker, or one that says nothing. A worker in the middle
+of one long pass, within the limit of jobs, is busy and not red: it answers when that has ended.
 """
 
 import json
@@ -16,6 +16,7 @@ from glassworks.serve.dispatch import Dispatcher
 
 _EVERY_S = 2.0
 _ANSWER_S = 7.0
+_SILENT_S = 5.0
 OK, BUSY, STARTING, ABSENT, FAILED = "ok", "busy", "starting", "absent", "failed"
 
 
@@ -46,6 +47,8 @@ class Health:
         state, why = self._found[name]
         if not dispatcher.link.is_up:
             return (STARTING if state == STARTING else ABSENT), "its worker is not there"
+        if dispatcher.silent_s > _SILENT_S:
+            return FAILED, f"its worker has said nothing for {dispatcher.silent_s:.0f} s"
         return state, why
 
     def answer(self) -> Answer:

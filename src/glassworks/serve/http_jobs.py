@@ -57,6 +57,7 @@ parameters of the model by name. They are checked against the site table and the
 
 The same Idempotency-Key with the same body is the same job, however often it is sent. With `wait_s`, a job that ends in
 that time is answered with its results."""
+_RUN = f"As `jobs`, to the end. Whoever hangs up calls the job off, unless it has an Idempotency-Key.\n\n{_SUBMIT}"
 _JOB = "/v1/jobs/{id}"
 
 
@@ -95,7 +96,7 @@ def _add_submissions(app: FastAPI, web: Web) -> None:
 
     async def submitted(name: str, request: Request, owner: KeyRow, key: str | None, priority: int) -> JobRow:
         wishes = Wishes(idempotency=key, priority=priority)
-        await web.do(web.jobs.quotas.check, web.jobs.ledger, owner.id)
+        await web.do(web.jobs.check_room, owner.id, key)
         body = await web.body(request)
         row: JobRow = await web.check(web.jobs.submit, name, EXPERIMENTS, body, owner.id, wishes)
         return row
@@ -111,15 +112,15 @@ def _add_submissions(app: FastAPI, web: Web) -> None:
         row = await submitted(name, request, owner, idempotency_key, glassworks_priority)
         return await told(web, await web.ended(row, wait_s), done=wait_s > 0)
 
-    @app.post("/v1/models/{name:path}/run", summary="Run experiments", description="As jobs, and waits.", **options)
+    @app.post("/v1/models/{name:path}/run", summary="Run experiments", description=_RUN, **options)
     async def run(
         name: str, request: Request, idempotency_key: Annotated[str | None, Header()] = None,
         owner: KeyRow = web.owner,
     ) -> Response:  # fmt: skip
         row = await submitted(name, request, owner, idempotency_key, 0)
         row = await web.ended(row, _FOREVER_S, request=request)
-        if row.status not in ENDED:
-            row = await web.do(web.jobs.cancel, row.id, row.owner)  # whoever asked has gone
+        if row.status not in ENDED and idempotency_key is None:
+            row = await web.do(web.jobs.cancel, row.id, row.owner)  # whoever asked has gone, and cannot ask again
         return await told(web, row, done=True)
 
 
@@ -199,8 +200,8 @@ def _add_events(app: FastAPI, web: Web) -> None:
         },
     )  # fmt: skip
     async def events(
-        id: str, after: Annotated[int, Query(ge=0)] = 0, last_event_id: Annotated[str | None, Header()] = None,
-        owner: KeyRow = web.owner,
+        id: str, after: Annotated[int, Query(ge=0, lt=2**53)] = 0,
+        last_event_id: Annotated[str | None, Header()] = None, owner: KeyRow = web.owner,
     ) -> Response:  # fmt: skip
         """What happens to a job, as server-sent events; a stream that broke goes on after `Last-Event-ID`."""
         start = _event_number(last_event_id, after)
@@ -235,6 +236,6 @@ def _add_tensors(app: FastAPI, web: Web) -> None:
     )
     async def put_tensor(digest: str, request: Request, owner: KeyRow = web.owner) -> Response:
         """Keep a tensor: one safetensors message that holds it, by the SHA-256 of its dtype, shape and values."""
-        await web.do(web.jobs.quotas.check, web.jobs.ledger, owner.id)
+        await web.do(web.jobs.check_room, owner.id)
         body = await web.body(request)
         return response(await web.check(models.put_tensor, digest, body, owner.id), BYTES)

@@ -53,7 +53,7 @@ def _add_path(app: FastAPI, web: Web, *, chat: bool) -> None:
     async def complete(
         request: Request, idempotency_key: Annotated[str | None, Header()] = None, owner: KeyRow = web.owner
     ) -> Response:
-        await web.do(web.jobs.quotas.check, web.jobs.ledger, owner.id)
+        await web.do(web.jobs.check_room, owner.id, idempotency_key)
         body = await web.body(request)
         asked, row = await web.check(_submitted, web, body, owner, chat, idempotency_key)
         kept = idempotency_key is not None

@@ -21,7 +21,6 @@ class Janitor:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="glassworks-janitor", daemon=True)
         self._swept_s = float("-inf")
-        self._known = {row.id for row in keys.list() if row.revoked_s is None}
 
     def start(self) -> None:
         """Begin."""
@@ -41,9 +40,8 @@ class Janitor:
 
     def _look(self) -> None:
         live = {row.id for row in self._keys.list() if row.revoked_s is None}
-        for owner in self._known - live:
+        for owner in self._jobs.ledger.owners() - live:
             self._jobs.stop_all_of(owner)
-        self._known = live
         if time.monotonic() - self._swept_s > _SWEEP_S:
             self._swept_s = time.monotonic()
             self._jobs.ledger.expire()

@@ -6,6 +6,7 @@ that made it; to any other its id is unknown, in the same words.
 
 import json
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,13 @@ from glassworks.serve.dispatch import Dispatcher
 from glassworks.serve.ledger import Ledger
 from glassworks.serve.metrics import Metrics
 from glassworks.serve.models import Models
-from glassworks.serve.quotas import Quotas
+from glassworks.serve.quotas import Quotas, Used
 from glassworks.serve.records import JobRow, NewJob
 
 EXPERIMENTS, COMPLETION = "experiments", "completion"
 PRIORITIES = range(-10, 11)
 _IDEMPOTENCY_CHARACTERS = 200
+_LOOK_S = 0.25
 _CHECKS = {EXPERIMENTS: "run", COMPLETION: "completion"}
 
 
@@ -60,6 +62,7 @@ class Jobs:
     ) -> None:
         self.models, self.ledger, self.quotas, self._metrics = models, ledger, quotas, metrics
         self._dispatchers = dispatchers
+        self._uses: dict[str, tuple[float, Used]] = {}
 
     def start(self) -> None:
         """Go on with what an earlier process left: what was running runs again."""
@@ -74,6 +77,23 @@ class Jobs:
             dispatcher.close()
 
     # Taking in.
+
+    def check_room(self, owner: str, idempotency: str | None = None) -> None:
+        """Before a request of a key is looked at. Refused, 429: it has too much; not of what was let in before."""
+        try:
+            unfinished = sum(dispatcher.unfinished(owner) for dispatcher in self._dispatchers.values())
+            self.quotas.check(unfinished, self._used(owner))
+        except Refused:
+            if idempotency is None or not self.ledger.knows(owner, idempotency):
+                raise
+
+    def _used(self, owner: str) -> Used:
+        """What a key has used, as it was a moment ago: sums over all its jobs are not made for each request."""
+        found = self._uses.get(owner)
+        if found is None or time.monotonic() - found[0] > _LOOK_S:
+            used = Used(self.ledger.compute_s_today(owner), self.ledger.stored_bytes(owner))
+            found = self._uses[owner] = time.monotonic(), used
+        return found[1]
 
     def submit(
         self, name: str, kind: str, body: Body, owner: str, wishes: Wishes, *, about: str | None = None
@@ -164,7 +184,7 @@ class Jobs:
                 self._dispatchers[row.model].submit(row)
 
     def stop_all_of(self, owner: str) -> None:
-        """Call off what a key that was revoked has left."""
+        """Call off all jobs of a key that is let in no more."""
         for row in self.ledger.unfinished():
             if row.owner == owner:
                 self._dispatchers[row.model].cancel(row)

@@ -14,7 +14,7 @@ from glassworks.client.backend import keep_blob
 from glassworks.client.base import JOB_HEADER, Answer, Request
 from glassworks.client.content import Body, framed, joined
 from glassworks.client.inprocess import InProcessTransport
-from glassworks.errors import RemoteError
+from glassworks.errors import Cancelled, RemoteError
 from glassworks.graph import messages, tree
 from glassworks.graph.backend import Backend
 from glassworks.graph.limits import Limits
@@ -65,6 +65,7 @@ class LocalService:
 
     def __init__(self, name: str, host: ModelHost, limits: Limits) -> None:
         self._models = Models({name: host.handle}, limits=limits, checker=Checks(limits), tensors=TensorStore())
+        self._begun: dict[str, str] = {}
 
     def handle(self, request: Request) -> Answer:
         """Any request by its path."""
@@ -88,7 +89,7 @@ class LocalService:
                 case "POST", "sites":
                     return models.table_for(name, body, _OWNER)
                 case "POST", "jobs" | "run":
-                    return self._run(name, body, headers)
+                    return self._run(name, body, request.headers.get("Idempotency-Key"), headers)
         match request.method, path:
             case "GET", "/v1/models":
                 return 200, json.dumps({"models": [{"name": name} for name in models.names]}).encode()
@@ -98,9 +99,25 @@ class LocalService:
                 return models.put_tensor(found.removeprefix(_TENSORS), body, _OWNER)
         return refusal(404, RemoteError(f"no such request: {request}"))
 
-    def _run(self, name: str, body: Body, headers: dict[str, str]) -> answers.Answer:
-        """What a check refuses has no job; what runs has ended."""
+    def _run(self, name: str, body: Body, key: str | None, headers: dict[str, str]) -> answers.Answer:
+        """What a check refuses has no job; what runs has ended. A key that comes again is of an author who was
+        interrupted: nothing runs twice, and what still runs, in another thread, is called off."""
+        id = f"job-{secrets.token_urlsafe(18)}"
+        if key is not None and (begun := self._begun.setdefault(key, id)) != id:
+            del self._begun[key]
+            headers[JOB_HEADER] = begun
+            self._models.ask(name, "POST", f"/cancel/{begun}")
+            return refusal(409, Cancelled(f"the job {begun} was cancelled"))
+        try:
+            answer = self._checked_and_run(name, body, id, headers)
+        except Exception:  # an answer like others, and not the author's own interruption
+            self._begun.pop(key or "", None)
+            raise
+        self._begun.pop(key or "", None)
+        return answer
+
+    def _checked_and_run(self, name: str, body: Body, id: str, headers: dict[str, str]) -> answers.Answer:
         let_in = self._models.let_in("run", name, body, _OWNER)
         parts = [json.dumps(let_in.verdict).encode(), body, *self._models.bodies(let_in.tensors, _OWNER)]
-        headers[JOB_HEADER] = f"job-{secrets.token_urlsafe(18)}"
-        return self._models.ask(name, "POST", "/run", framed(parts))
+        headers[JOB_HEADER] = id
+        return self._models.ask(name, "POST", f"/run/{id}", framed(parts))

@@ -23,7 +23,7 @@ class Order:
 
     Attributes:
         job, fence: which, and the how-manieth time it is handed out. user: whose; jobs of one user may share beginnings
-            of prompts, and turns are given out between users.
+            of prompts, and turns are given out between users, in proportion to their weights.
         kind: `experiments` or `completion`. streams: whether tokens are wanted as they come.
         seed: of what draws without a seed of its own. body: a framed verdict, request and large tensors.
     """
@@ -31,6 +31,7 @@ class Order:
     job: str
     fence: int
     user: str
+    weight: float
     kind: str
     streams: bool
     seed: int

@@ -47,7 +47,7 @@ def _work(runner: Runner, line: Line, says: "_Saying") -> None:
 def _take(runner: Runner, says: "_Saying", head: dict[str, Any], body: bytearray) -> None:
     match head["do"]:
         case "run":
-            own = {name: head[name] for name in ("job", "fence", "user", "kind", "streams", "seed")}
+            own = {name: head[name] for name in ("job", "fence", "user", "weight", "kind", "streams", "seed")}
             runner.begin(Order(**own, body=body), says)
         case "cancel":
             runner.cancel((head["job"], head["fence"]), says)

@@ -26,7 +26,7 @@ class SelfTest(Task):
     """One self-test; its answer goes to question `n`."""
 
     def __init__(self, n: int, reference: Reference, host: ModelHost, engine: Engine) -> None:
-        order = Order(job="", fence=n, user="", kind="selftest", streams=False, seed=0, body=bytearray())
+        order = Order(job="", fence=n, user="", weight=1.0, kind="selftest", streams=False, seed=0, body=bytearray())
         super().__init__(order, host, engine)
         self._reference = reference
 

@@ -1,9 +1,9 @@
 """A whole service from one process: starts the worker and the web process, watches both, stops both.
 
-The address is bound here, so that a port of 0 is known before anything starts and a restarted web process
-keeps it. A child that ends is started again, after a pause that grows while it keeps ending. Both children
-end with this process, however it ends (see `lifeline`). How a worker ended is written down for the web process
-(see `deaths`), since only a parent is told.
+The address is bound here, so that a port of 0 is known before anything starts and a restarted web process keeps it. A
+child that ends is started again: at once if it had run for a while, else after a pause that grows while it keeps
+ending. Both children end with this process, however it ends (see `lifeline`). How a worker ended is written down for
+the web process (see `deaths`), since only a parent is told.
 """
 
 import json
@@ -35,27 +35,35 @@ _WEB = (sys.executable, "-m", "glassworks.serve.web")
 _POLL_S = 0.1
 _STOP_S = 10.0
 _PAUSES_S = (0.5, 30.0)
-_SETTLED_S = 60.0
+"""Before a child is started again that ended soon: the second time in a row, and at most."""
+_SETTLED_S = 10.0
+"""What ran for longer did not end soon."""
 
 
 @dataclass(kw_only=True)
 class _Child:
-    """A process that should be running. `deaths`: where it is written down how it ended."""
+    """A process that should be running.
+
+    Attributes:
+        deaths: where it is written down how it ended. started_s: when it was started last, by `time.monotonic()`.
+        pause_s: how long it is to wait when it ends soon. due_s: when one that has ended is started again.
+    """
 
     name: str
     command: Sequence[str]
     fds: Sequence[int]
     deaths: Path | None = None
     process: subprocess.Popen[bytes] = field(init=False)
-    started: float = 0.0
-    pause_s: float = _PAUSES_S[0]
+    started_s: float = 0.0
+    pause_s: float = 0.0
+    due_s: float | None = None
 
     def start(self) -> None:
         # A session of its own: a Ctrl-C is the supervisor's, which stops the children in order.
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.DEVNULL, pass_fds=tuple(self.fds), start_new_session=True
         )
-        self.started = time.monotonic()
+        self.started_s, self.due_s = time.monotonic(), None
 
     def poll(self) -> int | None:
         """The exit code of a child that has ended, negative for a signal; None while it runs."""
@@ -65,6 +73,18 @@ class _Child:
                 self.process.returncode = os.waitstatus_to_exitcode(status)
                 self._write_down(self.process.returncode, used.ru_maxrss * 1024)
         return self.process.returncode
+
+    def revive(self, now_s: float) -> None:
+        """Start it again if it has ended, once its pause is over."""
+        if self.poll() is None:
+            return
+        if self.due_s is None:
+            if now_s - self.started_s > _SETTLED_S:
+                self.pause_s = 0.0
+            self.due_s = now_s + self.pause_s
+            self.pause_s = min(max(2 * self.pause_s, _PAUSES_S[0]), _PAUSES_S[1])
+        if now_s >= self.due_s:
+            self.start()
 
     def _write_down(self, code: int, peak_bytes: int) -> None:
         if self.deaths is not None:
@@ -275,14 +295,7 @@ def _is_healthy(transport: HTTPTransport) -> bool:
 
 
 def _watch(children: Sequence[_Child], stopping: threading.Event) -> None:
-    """Start again what ended."""
+    """Start again what ended; none waits for another's pause."""
     while not stopping.wait(_POLL_S):
         for child in children:
-            if child.poll() is None:
-                if time.monotonic() - child.started > _SETTLED_S:
-                    child.pause_s = _PAUSES_S[0]
-                continue
-            if stopping.wait(child.pause_s):
-                return
-            child.pause_s = min(2 * child.pause_s, _PAUSES_S[1])
-            child.start()
+            child.revive(time.monotonic())

@@ -130,7 +130,10 @@ class Experiments(Task):
         inputs = linked(experiment, self._done)
 
         def start(alone: bool) -> Reply:
-            return self.engine.start(experiment.graph, inputs, experiment.generation, user=self.order.user, alone=alone)
+            return self.engine.start(
+                experiment.graph, inputs, experiment.generation, user=self.order.user, weight=self.order.weight,
+                alone=alone,
+            )  # fmt: skip
 
         late = self._verdict["late"][k : k + 1]
         self._attempt = Attempt(start, lambda: RunWatch(late, self._price, job=self.order.job))

@@ -17,6 +17,8 @@ _FIND = select(*COLUMNS).where(_ID, _OF)
 _NEWEST = select(*COLUMNS).where(_OF).order_by(jobs.c.number.desc()).limit(bindparam("most"))
 _NEWEST_THAT = _NEWEST.where(jobs.c.status == bindparam("now"))
 _UNFINISHED = select(*COLUMNS).where(jobs.c.status.in_(UNFINISHED)).order_by(jobs.c.number)
+_OWNERS = select(jobs.c.owner).where(jobs.c.status.in_(UNFINISHED)).distinct()
+_KNOWS = select(func.count()).where(_OF, jobs.c.idempotency == bindparam("known_as"))
 _LATE = _UNFINISHED.where(jobs.c.status == RUNNING, jobs.c.lease_s < bindparam("now_s"))
 _BODY = select(jobs.c.body_file, payloads.c.body).join(payloads).where(_ID, jobs.c.status.in_(UNFINISHED))
 _RESULT = (
@@ -50,6 +52,16 @@ def newest(connection: Connection, owner: str, *, limit: int, status: str | None
 def unfinished(connection: Connection) -> list[JobRow]:
     """Jobs of everyone that wait or run, in the order of admission."""
     return _rows(connection.execute(_UNFINISHED))
+
+
+def owners(connection: Connection) -> frozenset[str]:
+    """Those with jobs that wait or run."""
+    return frozenset(connection.execute(_OWNERS).scalars())
+
+
+def knows(connection: Connection, owner: str, idempotency: str) -> bool:
+    """Whether an owner has a job under this name."""
+    return bool(connection.execute(_KNOWS, {"of": owner, "known_as": idempotency}).scalar_one())
 
 
 def late(connection: Connection, now_s: float) -> list[JobRow]:

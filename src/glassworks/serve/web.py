@@ -66,7 +66,7 @@ def running_app(
     """
     keys, hub, metrics = Keys(state), Hub(), Metrics()
     ledger = Ledger(state, kept_bytes=quotas.stored_bytes // 2, most_events=quotas.events)
-    ledger.on_commit = hub.tell
+    ledger.on_commit, ledger.on_end = hub.tell, hub.tell_end
     weights: Any = _Weights(keys)
     dispatchers = {
         name: Dispatcher(
@@ -142,12 +142,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _serve(app: FastAPI, options: argparse.Namespace) -> None:
-    config = uvicorn.Config(
-        app, http=CarefulH11, ws="none", h11_max_incomplete_event_size=HEAD_BYTES, limit_concurrency=_CONNECTIONS,
-        log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2, server_header=False,
+def server_of(app: FastAPI) -> uvicorn.Server:
+    """What answers HTTP with an application."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app, http=CarefulH11, ws="none", h11_max_incomplete_event_size=HEAD_BYTES, limit_concurrency=_CONNECTIONS,
+            log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2, server_header=False,
+        )
     )  # fmt: skip
-    server = uvicorn.Server(config)
+
+
+def _serve(app: FastAPI, options: argparse.Namespace) -> None:
+    server = server_of(app)
     if options.while_open is not None:
         end_with(options.while_open, lambda: setattr(server, "should_exit", True))
     server.run(sockets=[socket.socket(fileno=options.fd)])

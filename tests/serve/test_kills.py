@@ -1,0 +1,198 @@
+"""Processes of a service are killed at the worst moments: no job is lost, none ends twice, none ends wrong.
+
+In real services, through real clients, who see nothing of it but that they wait longer. What a job came to is compared
+with the same work in this process; how it came to it is read from the service's database (`books`).
+"""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import glassworks as gw
+from glassworks.client import HTTPTransport, RemoteBackend
+from glassworks.errors import RemoteError
+from glassworks.graph.jobs import ENDED
+from glassworks.serve.supervise import Running, running_service
+from serve.books import books_of, check_books
+from serve.crowd import Client, ended, is_alive, is_up, kill_web, kill_worker, person, wait_for
+from serve.works import begin, check_equal, kind_of, outcome, says
+
+KEYS = ["gw-a", "gw-b", "gw-c"]
+
+
+@pytest.fixture(scope="module")
+def toy() -> Any:
+    return gw.load("toy")
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    with running_service("toy", keys=KEYS) as found:
+        yield found
+
+
+# The worker.
+
+
+def test_the_worker_is_killed(running: Running, toy: Any) -> None:
+    workers_die(running, toy, times=4, seed=1)
+
+
+@pytest.mark.slow
+def test_the_worker_is_killed_fifty_times(running: Running, toy: Any) -> None:
+    workers_die(running, toy, times=50, seed=2)
+
+
+def workers_die(running: Running, toy: Any, *, times: int, seed: int) -> None:
+    wait_for(lambda: is_up(running))
+    before, deaths = set(books_of(running.state).status), lines(running.state / "deaths.jsonl")
+    numbers, enough, draw = itertools.count(seed * 10**6), threading.Event(), random.Random(seed)
+    clients = [Client(running, KEYS[k % len(KEYS)], numbers, enough) for k in range(6)]
+    for client in clients:
+        client.start()
+    for k in range(times):
+        if k % 2 == 0 or draw.random() < 0.7 < times / 50:  # else while it loads
+            wait_for(lambda: is_up(running))
+        time.sleep(draw.uniform(0.0, 1.5))
+        kill_worker(running)
+    enough.set()
+    found = ended(clients)
+    books = books_of(running.state)
+    new = set(books.status) - before
+    print(f"{times} kills, {len(found)} jobs, of which {books.retried()} went back")
+    assert lines(running.state / "deaths.jsonl") - deaths == times
+    assert len(new) == len(found)
+    assert books.retried() > 0
+    check_books(books)
+    for number, own in found.items():
+        check_equal(own, outcome(toy, number))
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+# The web process.
+
+
+def test_the_web_process_is_killed_with_jobs_queued(running: Running, toy: Any) -> None:
+    webs_die(running, toy, count=30, seed=3)
+
+
+@pytest.mark.slow
+def test_the_web_process_is_killed_with_five_hundred_jobs_queued(running: Running, toy: Any) -> None:
+    webs_die(running, toy, count=500, seed=4)
+
+
+def webs_die(running: Running, toy: Any, *, count: int, seed: int) -> None:
+    """Once while all wait, and once while they run."""
+    wait_for(lambda: is_up(running))
+    before = set(books_of(running.state).status)
+    people = [person(running, key) for key in KEYS]
+    stopped = kill_worker(running)
+    os.kill(stopped, signal.SIGSTOP)
+    numbers = [seed * 10**6 + k for k in range(count)]
+    begun = [(number, *begin(people[number % 3], number, wait=False)) for number in numbers]
+    made = {block.job.id for _, block, _ in begun}
+    assert {books_of(running.state).status[id] for id in made} == {"queued"}
+    assert len(made) == count
+    with ThreadPoolExecutor(24) as pool:
+        loud = [block.job for number, block, _ in begun if kind_of(number) is says][:8]
+        assert loud
+        heard = {job.id: pool.submit(lambda job=job: list(job.events())) for job in loud}
+        taken = [(number, pool.submit(take)) for number, _, take in begun]
+        kill_web(running)
+        os.kill(stopped, signal.SIGCONT)
+        wait_for(lambda: sum(books_of(running.state).status[id] in ENDED for id in made) > count // 5)
+        kill_web(running)
+        found = {number: future.result(600) for number, future in taken}
+        events = {id: future.result(600) for id, future in heard.items()}
+    books = books_of(running.state)
+    check_books(books)
+    assert set(books.status) - before == made
+    print(f"{count} jobs, of which {books.retried()} went back")
+    for id, own in events.items():
+        assert [(event.number, event.kind) for event in own] == [(e.number, e.kind) for e in books.events[id]]
+        assert [event.kind for event in own].count("log") == 6
+    for number, own in found.items():
+        check_equal(own, outcome(toy, number))
+
+
+# The supervisor.
+
+SUPERVISOR = """
+import json, sys
+from glassworks.serve.supervise import serve
+
+def ready(running):
+    print(json.dumps([running.url, running.worker, running.web]), flush=True)
+
+serve("small", port=0, state={state!r}, keys=["gw-a"], worker_command={command!r}, on_ready=ready)
+"""
+
+
+def test_the_supervisor_is_killed_and_another_service_goes_on(fake: Any, experiment: Any, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    code = SUPERVISOR.format(state=str(state), command=list(fake.FAKE))
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        url, *children = json.loads(process.stdout.readline())
+        with HTTPTransport(url, api_key="gw-a") as transport:
+            backend = RemoteBackend(transport, "small")
+            jobs = [backend.submit([experiment(("mul", 0.1), tokens=k)]) for k in range(1, 21)]
+            jobs[1].wait(timeout_s=60)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    wait_for(lambda: not any(map(is_alive, children)), timeout_s=20)
+    left = [id for id, status in books_of(state).status.items() if status not in ENDED]
+    assert len(left) > 10
+    with running_service("small", state=state, worker_command=fake.FAKE) as again:
+        assert again.key == ""  # the state knows keys: none is made
+        lab = gw.connect(again.url, api_key="gw-a")
+        shapes = [lab.job(job.id).results()["s"].shape for job in jobs]
+    assert shapes == [(1, k, 8) for k in range(1, 21)]
+    check_books(books_of(state), made=[job.id for job in jobs])
+
+
+# Jobs that kill.
+
+
+@pytest.mark.parametrize(
+    ("call", "how", "least_mib"),
+    [("log", "exited with code 9", 1), ("sqrt", r"was ended by SIGKILL \(out of memory, perhaps\)", 192)],
+)
+def test_only_the_poison_fails_with_the_reason_and_the_bytes(
+    fake: Any, experiment: Any, call: str, how: str, least_mib: int
+) -> None:
+    with running_service("small", keys=["gw-a", "gw-b"], limits=fake.LIMITS, worker_command=fake.FAKE) as running:
+        transports = [HTTPTransport(running.url, api_key=key) for key in ("gw-a", "gw-b")]
+        people = [RemoteBackend(own, "small", patience_s=60.0) for own in transports]
+        innocent = [people[k % 2].submit([experiment(("mul", 0.05), tokens=k)]) for k in range(1, 9)]
+        poison = people[0].submit([experiment((call,))])
+        late = [people[k % 2].submit([experiment(tokens=k)]) for k in range(9, 15)]
+        with pytest.raises(RemoteError, match=f"alone in it, it {how}, and held [0-9.]+ MiB") as caught:
+            poison.each()
+        assert float(str(caught.value).partition("held ")[2].partition(" MiB")[0]) >= least_mib
+        for k, job in enumerate([*innocent, *late], start=1):
+            assert job.each()[0]["s"] == fake.zeros(1, k, 8)
+        books = books_of(running.state)
+        for transport in transports:
+            transport.close()
+    check_books(books, made=[job.id for job in [*innocent, poison, *late]])
+    assert [id for id, status in books.status.items() if status == "failed"] == [poison.id]
+    assert books.retried() > 1
