@@ -139,7 +139,8 @@ EXAMPLES = {
     "InputError": "with model.trace([3, 4, 100_000]):\n    model.logits.save()",
     "RemoteError": "gw.connect('http://127.0.0.1:9', api_key='gw_x').models()",
     "WireError": "gw.Graph.decode(b'not a graph of ours')",
-    "QuotaExceeded": "from glassworks.serve.quotas import Quotas\nfrom glassworks.serve.supervise import running_service\n\n"
+    "QuotaExceeded": "from glassworks.serve.quotas import Quotas\n"
+    "from glassworks.serve.supervise import running_service\n\n"
     "with running_service('toy', quotas=Quotas(unfinished_jobs=1)) as service:\n"
     "    there = gw.connect(service.url, api_key=service.key).model('toy')\n"
     "    for _ in range(2):\n"
