@@ -170,9 +170,8 @@ class Jobs:
 
     def stop_all_of(self, owner: str) -> None:
         """Call off all jobs of a key that is let in no more."""
-        for row in self.ledger.unfinished():
-            if row.owner == owner:
-                self._dispatchers[row.model].cancel(row)
+        for row in self.ledger.cancel_all(owner):
+            self._dispatchers[row.model].called_off(row)
 
     def account(self, owner: str) -> dict[str, Any]:
         """What a key has and may have."""
