@@ -139,6 +139,13 @@ EXAMPLES = {
     "InputError": "with model.trace([3, 4, 100_000]):\n    model.logits.save()",
     "RemoteError": "gw.connect('http://127.0.0.1:9', api_key='gw_x').models()",
     "WireError": "gw.Graph.decode(b'not a graph of ours')",
+    "QuotaExceeded": "from glassworks.serve.quotas import Quotas\n"
+    "from glassworks.serve.supervise import running_service\n\n"
+    "with running_service('toy', quotas=Quotas(unfinished_jobs=1)) as service:\n"
+    "    there = gw.connect(service.url, api_key=service.key).model('toy')\n"
+    "    for _ in range(2):\n"
+    "        with there.generate(prompt, max_new_tokens=1000, wait=False, eos_token_id=[]):\n"
+    "            pass",
     "LimitExceeded": "there = gw.connect(model)\nwith there.trace(prompt):\n"
     "    there.layers[0].output.repeat(1, 10_000, 1_000).sum().save()",
 }

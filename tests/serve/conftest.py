@@ -83,3 +83,21 @@ def stage(fake: ModuleType, tmp_path: Path) -> Iterator[Any]:
 def body() -> bytes:
     """A request that runs."""
     return encode_request("small", [make_experiment()])
+
+
+@pytest.fixture(scope="session")
+def toy() -> Any:
+    """The toy, here."""
+    import glassworks as gw
+
+    return gw.load("toy")
+
+
+@pytest.fixture(scope="session")
+def toy_service() -> Iterator[Any]:
+    """The toy in a service that several files use, and may kill processes of: `crowd.is_up` says when it is back."""
+    from glassworks.serve.supervise import running_service
+    from serve.crowd import KEYS
+
+    with running_service("toy", keys=KEYS) as found:
+        yield found

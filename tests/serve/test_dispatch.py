@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from glassworks.client.content import joined
+from glassworks.errors import RemoteError
 from glassworks.graph.limits import Limits
 from glassworks.graph.messages import decode_error
 from glassworks.serve import dispatch
@@ -350,3 +351,48 @@ def test_what_the_worker_has_when_the_service_ends_is_nobodys_fault(
     assert time.monotonic() - start < 2.0
     assert [status(ledger, row) for row in rows] == ["running", "running"]
     assert [row.suspect for row in ledger.release()] == [False, False]
+
+
+@pytest.mark.parametrize("write", ["claim_many", "note", "finish", "requeue"])
+def test_what_a_full_disk_has_no_room_for_is_kept_once_it_has(
+    write: str, dispatcher: Dispatcher, worker: Played, ledger: Ledger, run: Callable[..., JobRow], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(dispatch, "_DISK_S", 0.01)
+    whole, refusals = getattr(ledger, write), iter(range(3))
+
+    def full(*given: Any, **named: Any) -> Any:
+        if next(refusals, None) is not None:
+            raise RemoteError("the service cannot write its state now (No space left on device); try again later")
+        return whole(*given, **named)
+
+    monkeypatch.setattr(ledger, write, full)
+    dispatcher.start()
+    row = run()
+    worker.appear()
+    eventually(lambda: row.id in worker.got)
+    worker.events((row.id, 0, "log", {"text": "hello"}))
+    if write == "requeue":
+        worker.die()
+        worker.appear()
+        eventually(lambda: row.id in worker.got)
+    worker.done(row.id)
+    eventually(lambda: status(ledger, row) == "done")
+    assert next(refusals, None) is None
+    assert kinds(ledger, row)[-1] == "done"
+    assert write == "requeue" or kinds(ledger, row) == ["queued", "started", "log", "done"]
+    assert eventually(lambda: dispatcher.counts == {"queued": 0, "running": 0})
+
+
+def test_a_dispatcher_ends_while_the_disk_is_full(
+    dispatcher: Dispatcher, worker: Played, ledger: Ledger, run: Callable[..., JobRow], monkeypatch: Any
+) -> None:
+    def full(*given: Any, **named: Any) -> Any:
+        raise RemoteError("the service cannot write its state now (No space left on device); try again later")
+
+    monkeypatch.setattr(ledger, "claim_many", full)
+    dispatcher.start()
+    row = run()
+    worker.appear()
+    eventually(lambda: dispatcher.counts["running"] == 1)
+    dispatcher.close()
+    assert status(ledger, row) == "queued"

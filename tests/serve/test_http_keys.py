@@ -118,6 +118,21 @@ def test_a_key_that_was_revoked_while_the_service_was_down_leaves_no_jobs(
         assert here.error(here.ask("GET", f"/v1/jobs/{ids[0]}"), 401)
 
 
+def test_a_job_of_a_model_that_the_service_has_no_more_is_looked_at_and_called_off(
+    fake: Any, tmp_path: Any, body: bytes
+) -> None:
+    worker = Played(tmp_path / "w", answers(fake))
+    with service_here(tmp_path, {"small": str(tmp_path / "w")}, limits=fake.LIMITS) as here:
+        worker.appear()
+        id = submit(here, body)
+    worker.close()
+    with service_here(tmp_path, {"other": str(tmp_path / "gone")}, limits=fake.LIMITS) as here:
+        told = here.ask("GET", f"/v1/jobs/{id}").json()
+        assert (told["status"], told["position"], told["model"]) == ("queued", None, "small")
+        assert here.ask("GET", "/v1/jobs").json()["jobs"] == [told]
+        assert here.ask("POST", f"/v1/jobs/{id}/cancel").json()["status"] == "cancelled"
+
+
 def _unfinished(state: State, owner: str) -> int:
     from glassworks.serve import views
 

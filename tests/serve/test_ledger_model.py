@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
@@ -31,6 +32,8 @@ model = _load()
 
 OWNERS = ("ann", "bob")
 INLINE_BYTES = 8
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Nothing here ends in the middle, so nothing need wait for a disk."""
 bodies = st.sampled_from([b"", b"small", b"a body for a file", b"x" * 100])
 
 
@@ -41,15 +44,15 @@ class Moves(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = tempfile.mkdtemp()
+        self.folder = tempfile.mkdtemp(dir=MEMORY)
         self.now_s = 1_000_000.0
-        self.model = model.Model(kept_s=100.0, kept_jobs=3)
+        self.model = model.Model(kept_s=100.0, kept_jobs=2)
         self.told: set[str] = set()
         self.open()
 
     def open(self) -> None:
         self.state = State.hold(self.folder)
-        self.ledger = Ledger(self.state, now_s=lambda: self.now_s, inline_bytes=INLINE_BYTES, kept_s=100.0, kept_jobs=3)
+        self.ledger = Ledger(self.state, now_s=lambda: self.now_s, inline_bytes=INLINE_BYTES, kept_s=100.0, kept_jobs=2)
         self.ledger.on_commit = self.told.update
 
     def teardown(self) -> None:
@@ -94,6 +97,22 @@ class Moves(RuleBasedStateMachine):
         self.ledger.note([(*entry, {"said": 1}) for entry in entries] + [(id, 1, 0, "a", {}) for id in self.model.gone])
         for entry in entries:
             self.model.note(*entry)
+
+    @rule(id=ids, count=st.integers(1, 4))
+    def say(self, id: str, count: int) -> None:
+        """What a run says from its beginning on, as one that is done again does."""
+        if id in self.model.jobs:
+            fence = self.model.jobs[id].fence
+            self.ledger.note([(id, fence, source, "said", {}) for source in range(count)])
+            for source in range(count):
+                self.model.note(id, fence, source, "said")
+
+    @rule(target=ids, owner=st.sampled_from(OWNERS), body=bodies)
+    def run(self, owner: str, body: bytes) -> Any:
+        id = self.start(owner, body)
+        self.say(id, 2)
+        self.finish(id, 0, "done", body)
+        return id
 
     @rule(id=ids, back=st.integers(0, 1), status=st.sampled_from(model.ENDED), result=bodies)
     def finish(self, id: str, back: int, status: str, result: bytes) -> None:
@@ -183,5 +202,10 @@ def new_job(owner: str, body: bytes) -> NewJob:
     )
 
 
-Moves.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestMoves = Moves.TestCase
+TestMoves.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+@pytest.mark.slow
+class TestManyMoves(Moves.TestCase):  # type: ignore[misc,name-defined]
+    settings = settings(max_examples=500, stateful_step_count=60, deadline=None)

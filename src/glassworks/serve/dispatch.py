@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from glassworks.client.content import framed
 from glassworks.errors import GlassworksError, LimitExceeded, RemoteError
@@ -44,7 +44,10 @@ _SILENT_S = 10.0
 _OVER_S = 0.5
 """So much later than a job's limit its worker is killed, if it could not end the job by itself."""
 _DEATH_S = 3.0
+_DISK_S = 1.0
+"""What a full disk has no room for is tried again after so long."""
 _STATUS = {200: DONE, 409: CANCELLED}
+T = TypeVar("T")
 
 
 class Dispatcher:
@@ -145,6 +148,12 @@ class Dispatcher:
             expected_s = 0.0 if free else position / self._rate if self._rate else None
             return {"position": position, "expected_start_s": expected_s, "progress": 0.0}
 
+    def unfinished(self, owner: str) -> int:
+        """Jobs of a key that wait or are in the worker."""
+        with self._changed:
+            suspects = sum(row.owner == owner for row in self._suspects.values())
+            return self._queue.count(owner) + suspects + self._flights.count(owner)
+
     @property
     def counts(self) -> dict[str, int]:
         """Jobs that wait, and jobs in the worker."""
@@ -199,7 +208,11 @@ class Dispatcher:
 
     def _launch(self, flights: Sequence[Flight]) -> None:
         """Claim jobs, together, and send them."""
-        fences = self._ledger.claim_many([flight.row.id for flight in flights], lease_s=LEASE_S)
+        try:
+            ids = [flight.row.id for flight in flights]
+            fences = self._kept(lambda: self._ledger.claim_many(ids, lease_s=LEASE_S))
+        except RemoteError:  # this ends, and they wait still
+            return
         for flight in flights:
             if flight.row.id not in fences:  # called off meanwhile
                 self._land(flight.row.id)
@@ -296,14 +309,15 @@ class Dispatcher:
                 flight = self._flights.get(id)
                 if kind == "progress" and flight is not None and flight.fence == fence:
                     flight.progress = float(data["progress"])
-        self._ledger.note([(i, f, s, k, d) for i, f, s, k, d in entries if k != "progress"])
+        said = [(i, f, s, k, d) for i, f, s, k, d in entries if k != "progress"]
+        self._kept(lambda: self._ledger.note(said))
 
     def _finish(self, head: dict[str, Any], body: bytearray) -> None:
         id, fence, status = head["job"], head["fence"], _STATUS.get(head["status"], FAILED)
-        if self._ledger.finish(
+        if self._kept(lambda: self._ledger.finish(
             id, fence, status=status, answer=head["status"], result=bytes(body), media=head["media"],
             compute_s=head["compute_s"], data={},
-        ):  # fmt: skip
+        )):  # fmt: skip
             self._metrics.has_ended(self.model, status)
         self._land(id, fence=fence)
 
@@ -322,6 +336,17 @@ class Dispatcher:
             self._finished.append((now_s, 1))
             self._rate = len(self._finished) / max(now_s - self._finished[0][0], 1.0)
             self._changed.notify_all()
+
+    def _kept(self, write: Callable[[], T]) -> T:
+        """What a write to the ledger gives. One that a full disk has no room for waits until there is some: what it
+        says must not be lost, and jobs cannot go on without it. RemoteError: this ends meanwhile."""
+        while True:
+            try:
+                return write()
+            except RemoteError:
+                with self._changed:
+                    if self._changed.wait_for(lambda: self._stopping, timeout=_DISK_S):
+                        raise
 
     # Deaths.
 
@@ -351,7 +376,8 @@ class Dispatcher:
 
     def _requeue(self, flight: Flight, why: str, *, suspect: bool) -> None:
         row = flight.row
-        kept = self._ledger.requeue(row.id, flight.fence, why=why, suspect=suspect) == QUEUED
+        now = self._kept(lambda: self._ledger.requeue(row.id, flight.fence, why=why, suspect=suspect))
+        kept = now == QUEUED
         with self._changed:
             self._flights.remove(row.id, ended=not kept)
             if not kept:
@@ -361,10 +387,10 @@ class Dispatcher:
             self.submit(replace(row, suspect=suspect))
 
     def _fail(self, flight: Flight, error: GlassworksError) -> None:
-        self._ledger.finish(
+        self._kept(lambda: self._ledger.finish(
             flight.row.id, flight.fence, status=FAILED, answer=422, result=encode_error(error),
             media="application/json", compute_s=flight.over_s or 0.0, data={},
-        )  # fmt: skip
+        ))  # fmt: skip
         self._metrics.has_ended(self.model, FAILED)
         self._land(flight.row.id)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, select
 
-from glassworks.graph.jobs import RUNNING
+from glassworks.graph.jobs import ENDED, RUNNING
 from glassworks.serve.records import Event
 from glassworks.serve.schema import events, jobs
 
@@ -54,13 +54,14 @@ class Turn:
     """One write under way, and what is to follow it once it is on the disk.
 
     Attributes:
-        grew: ids of jobs that have new events.
+        grew: ids of jobs that have new events. ended: of those that have ended.
         gone: files that no row names any more, each with its folder.
     """
 
     connection: Connection
     now_s: float
     grew: set[str] = field(default_factory=set)
+    ended: set[str] = field(default_factory=set)
     gone: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, id: str, job: int, number: int, kind: str, data: dict[str, Any]) -> None:
@@ -68,6 +69,8 @@ class Turn:
         row = {"job": job, "number": number, "kind": kind, "data": spelled(data), "at_s": self.now_s}
         self.connection.execute(_INSERT, row)
         self.grew.add(id)
+        if kind in ENDED:
+            self.ended.add(id)
 
 
 _INSERT = events.insert()

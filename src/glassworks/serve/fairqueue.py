@@ -50,6 +50,10 @@ class FairQueue(Generic[T]):
     def __len__(self) -> int:
         return sum(map(len, self._heaps.values()))
 
+    def count(self, owner: str) -> int:
+        """Jobs of one key that wait."""
+        return len(self._heaps.get(owner, ()))
+
     @property
     def owners(self) -> list[str]:
         """Keys that have jobs waiting."""

@@ -65,6 +65,10 @@ class Flights:
         """Whether somebody is to be alone."""
         return any(flight.alone for flight in self._flights.values())
 
+    def count(self, owner: str) -> int:
+        """Jobs of one key in the worker."""
+        return self._counts.get(owner, 0)
+
     def allows(self, owner: str) -> bool:
         """Whether one more job of a key may go to the worker."""
         own = self._counts.get(owner, 0)

@@ -118,7 +118,7 @@ class Web:
     ) -> JobRow:
         """A job once it has ended, or as it is when so long has passed, or whoever asked has gone."""
         end = time.monotonic() + wait_s
-        with self.hub.watch(row.id) as watcher:
+        with self.hub.watch(row.id, end_only=True) as watcher:
             row = await self.do(self.jobs.find, row.id, row.owner)
             while row.status not in ENDED and (left := end - time.monotonic()) > 0:
                 if await watcher.news(min(left, looks)):

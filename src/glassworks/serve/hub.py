@@ -32,30 +32,41 @@ class Watcher:
 
 
 class Hub:
-    """Watchers by job."""
+    """Watchers by job: of all that happens to it, or of its end only."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._watchers: dict[str, set[Watcher]] = {}
+        self._watchers: dict[_About, set[Watcher]] = {}
 
     @contextmanager
-    def watch(self, id: str) -> Iterator[Watcher]:
+    def watch(self, id: str, *, end_only: bool = False) -> Iterator[Watcher]:
         """Be told of a job from here on: look after this has begun, not before."""
-        watcher = Watcher()
+        watcher, about = Watcher(), (id, end_only)
         with self._lock:
-            self._watchers.setdefault(id, set()).add(watcher)
+            self._watchers.setdefault(about, set()).add(watcher)
         try:
             yield watcher
         finally:
             with self._lock:
-                others = self._watchers[id]
+                others = self._watchers[about]
                 others.discard(watcher)
                 if not others:
-                    del self._watchers[id]
+                    del self._watchers[about]
 
     def tell(self, ids: Iterable[str]) -> None:
         """There is news of these jobs."""
+        self._tell((id, False) for id in ids)
+
+    def tell_end(self, ids: Iterable[str]) -> None:
+        """These jobs have ended."""
+        self._tell((id, True) for id in ids)
+
+    def _tell(self, abouts: "Iterable[_About]") -> None:
         with self._lock:
-            told = [watcher for id in ids for watcher in self._watchers.get(id, ())]
+            told = [watcher for about in abouts for watcher in self._watchers.get(about, ())]
         for watcher in told:
             watcher.wake()
+
+
+_About = tuple[str, bool]
+"""(id of a job, whether its end is all that matters)"""

@@ -6,6 +6,7 @@ that made it; to any other its id is unknown, in the same words.
 
 import json
 import secrets
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,15 @@ from glassworks.serve.dispatch import Dispatcher
 from glassworks.serve.ledger import Ledger
 from glassworks.serve.metrics import Metrics
 from glassworks.serve.models import Models
-from glassworks.serve.quotas import Quotas
+from glassworks.serve.quotas import Quotas, Used
 from glassworks.serve.records import JobRow, NewJob
 
 EXPERIMENTS, COMPLETION = "experiments", "completion"
 PRIORITIES = range(-10, 11)
 _IDEMPOTENCY_CHARACTERS = 200
+_LOOK_S = 0.25
+NOWHERE = {"position": None, "expected_start_s": None, "progress": 0.0}
+"""How a job stands whose model this service does not have: an earlier one on the same state took it in."""
 _CHECKS = {EXPERIMENTS: "run", COMPLETION: "completion"}
 
 
@@ -60,6 +64,7 @@ class Jobs:
     ) -> None:
         self.models, self.ledger, self.quotas, self._metrics = models, ledger, quotas, metrics
         self._dispatchers = dispatchers
+        self._uses: dict[str, tuple[float, Used]] = {}
 
     def start(self) -> None:
         """Go on with what an earlier process left: what was running runs again."""
@@ -77,8 +82,20 @@ class Jobs:
 
     def check_room(self, owner: str, idempotency: str | None = None) -> None:
         """Before a request of a key is looked at. Refused, 429: it has too much; not of what was let in before."""
-        if idempotency is None or not self.ledger.knows(owner, idempotency):
-            self.quotas.check(self.ledger, owner)
+        try:
+            unfinished = sum(dispatcher.unfinished(owner) for dispatcher in self._dispatchers.values())
+            self.quotas.check(unfinished, self._used(owner))
+        except Refused:
+            if idempotency is None or not self.ledger.knows(owner, idempotency):
+                raise
+
+    def _used(self, owner: str) -> Used:
+        """What a key has used, as it was a moment ago: sums over all its jobs are not made for each request."""
+        found = self._uses.get(owner)
+        if found is None or time.monotonic() - found[0] > _LOOK_S:
+            used = Used(self.ledger.compute_s_today(owner), self.ledger.stored_bytes(owner))
+            found = self._uses[owner] = time.monotonic(), used
+        return found[1]
 
     def submit(
         self, name: str, kind: str, body: Body, owner: str, wishes: Wishes, *, about: str | None = None
@@ -122,7 +139,8 @@ class Jobs:
         """What is told of a job."""
         told: dict[str, Any] = {"position": None, "expected_start_s": None, "progress": 1.0}
         if row.status not in ENDED:
-            told = self._dispatchers[row.model].standing(row)
+            dispatcher = self._dispatchers.get(row.model)
+            told = NOWHERE if dispatcher is None else dispatcher.standing(row)
         return {
             "id": row.id, "model": row.model, "kind": row.kind, "status": row.status, **told,
             "created_s": row.created_s, "started_s": row.started_s, "ended_s": row.ended_s, "attempts": row.attempts,
@@ -149,7 +167,8 @@ class Jobs:
         """Call a job off, whatever its stage; nothing if it has ended."""
         row = self.find(id, owner)
         if row.status not in ENDED:
-            self._dispatchers[row.model].cancel(row)
+            self.ledger.cancel(row.id, row.owner)
+            self._called_off(row)
         return self.find(id, owner)
 
     def delete(self, id: str, owner: str) -> None:
@@ -171,7 +190,12 @@ class Jobs:
     def stop_all_of(self, owner: str) -> None:
         """Call off all jobs of a key that is let in no more."""
         for row in self.ledger.cancel_all(owner):
-            self._dispatchers[row.model].called_off(row)
+            self._called_off(row)
+
+    def _called_off(self, row: JobRow) -> None:
+        dispatcher = self._dispatchers.get(row.model)
+        if dispatcher is not None:
+            dispatcher.called_off(row)
 
     def account(self, owner: str) -> dict[str, Any]:
         """What a key has and may have."""

@@ -58,6 +58,7 @@ class Ledger:
     Attributes:
         shelf: the large tensors.
         on_commit: called with the ids of jobs that have new events, in the writer's thread, once these are committed.
+        on_end: likewise, with those that have ended.
     """
 
     def __init__(
@@ -75,11 +76,13 @@ class Ledger:
         if state.lock is None:
             raise InputError("a ledger needs a state folder that is held for it: State.hold(folder)")
         self.on_commit: Callable[[frozenset[str]], None] = _nobody
+        self.on_end: Callable[[frozenset[str]], None] = _nobody
         self._state, self._database, self._now_s = state, state.database, now_s
         self._inline_bytes, self._most_events = inline_bytes, most_events
         self._kept_s, self._kept_bytes, self._kept_jobs = kept_s, kept_bytes, kept_jobs
         self.shelf = Shelf(state, limit_bytes=tensor_bytes)
         self._grew: set[str] = set()
+        self._ended: set[str] = set()
         self._database.after_commit = self._tell
         self._sweep()
 
@@ -355,7 +358,9 @@ class Ledger:
             return what(turns[0])
 
         def then(written: bool) -> None:
-            self._grew |= turns[0].grew if written else set()
+            if written:
+                self._grew |= turns[0].grew
+                self._ended |= turns[0].ended
             for folder, name in turns[0].gone if written else [file] if file else []:
                 drop(self._state.folder / folder, [name])
 
@@ -363,8 +368,11 @@ class Ledger:
 
     def _tell(self) -> None:
         grew, self._grew = frozenset(self._grew), set()
+        ended, self._ended = frozenset(self._ended), set()
         if grew:
             self.on_commit(grew)
+        if ended:
+            self.on_end(ended)
 
     def _sweep(self) -> None:
         """Remove files that no row names."""

@@ -6,11 +6,18 @@ from dataclasses import dataclass, fields
 
 from glassworks.errors import InputError, QuotaExceeded
 from glassworks.serve.answers import RETRY_AFTER_S, Refused
-from glassworks.serve.ledger import Ledger
 from glassworks.units import spelled
 
 _DAY_S = 24 * 3600
 _STORED_RETRY_S = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a key has used: seconds of compute today, and bytes that are stored for it."""
+
+    compute_s: float
+    stored_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,27 +44,24 @@ class Quotas:
             if type(value) is not int or value < 1:
                 raise InputError(f"the quota {field.name} is an int of at least 1, got {value!r}")
 
-    def check(self, ledger: Ledger, owner: str) -> None:
+    def check(self, unfinished: int, used: Used) -> None:
         """Before a request of a key is looked at. Refused, 429: it has too much already; says until when."""
-        unfinished = ledger.queued_count(owner) + ledger.running_count(owner)
         if unfinished >= self.unfinished_jobs:
             raise _refused(
                 f"unfinished_jobs: {unfinished + 1} asked for, {self.unfinished_jobs} allowed; wait for some, or "
                 f"cancel some",
                 RETRY_AFTER_S,
             )
-        used_s = ledger.compute_s_today(owner)
-        if used_s >= self.compute_s:
+        if used.compute_s >= self.compute_s:
             left_s = _DAY_S - time.time() % _DAY_S
             raise _refused(
-                f"compute_s: {used_s:.0f} s of compute were used today, {self.compute_s} allowed; the day ends in "
-                f"{left_s / 3600:.1f} hours (UTC)",
+                f"compute_s: {used.compute_s:.0f} s of compute were used today, {self.compute_s} allowed; the day ends "
+                f"in {left_s / 3600:.1f} hours (UTC)",
                 math.ceil(left_s),
             )
-        stored = ledger.stored_bytes(owner)
-        if stored >= self.stored_bytes:
+        if used.stored_bytes >= self.stored_bytes:
             raise _refused(
-                f"stored_bytes: requests, results and tensors of this key hold {spelled(stored)}, "
+                f"stored_bytes: requests, results and tensors hold {spelled(used.stored_bytes)}, "
                 f"{spelled(self.stored_bytes)} allowed; results are kept for a day, or until DELETE /v1/jobs/ID",
                 _STORED_RETRY_S,
             )

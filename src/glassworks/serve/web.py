@@ -66,7 +66,7 @@ def running_app(
     """
     keys, hub, metrics = Keys(state), Hub(), Metrics()
     ledger = Ledger(state, kept_bytes=quotas.stored_bytes // 2, most_events=quotas.events)
-    ledger.on_commit = hub.tell
+    ledger.on_commit, ledger.on_end = hub.tell, hub.tell_end
     weights: Any = _Weights(keys)
     dispatchers = {
         name: Dispatcher(
