@@ -176,20 +176,18 @@ class Dispatcher:
     def _send_jobs(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._can_send())
+                chosen = self._choose()
+                while not chosen and not self._stopping:
+                    self._changed.wait()
+                    chosen = self._choose()
                 if self._stopping:
                     return
-                chosen = self._choose()
-            if chosen:
-                self._launch(chosen)
-
-    def _can_send(self) -> bool:
-        ready = self._is_up and not self._unsettled and not self._flights.is_exclusive
-        return ready and bool(self._suspects or len(self._queue))
+            self._launch(chosen)
 
     def _choose(self) -> list[Flight]:
         """Who goes to the worker now; with the lock held. A suspect waits until it is alone."""
-        if not self._can_send() or (self._suspects and len(self._flights)):
+        ready = self._is_up and not self._stopping and not self._unsettled and not self._flights.is_exclusive
+        if not ready or (self._suspects and len(self._flights)):
             return []
         chosen = []
         if self._suspects:
@@ -378,6 +376,7 @@ class Dispatcher:
             self._flights.remove(row.id, ended=not kept)
             if not kept:
                 self._queue.end(row.id)
+                self._changed.notify_all()
         if kept:
             self._metrics.retried.labels(self.model).inc()
             self.submit(replace(row, suspect=suspect))
