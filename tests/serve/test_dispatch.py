@@ -309,6 +309,7 @@ def test_a_worker_that_hangs_is_ended_and_who_hangs_it_is_blamed(
         worker.die()
 
     monkeypatch.setattr(dispatch, "_kill", kill)
+    monkeypatch.setattr(dispatch, "_DEATH_S", 3.0)  # who is over his limit need not wait for it
     dispatcher.start()
     worker.appear()
     bad = run("a")
@@ -322,7 +323,7 @@ def test_a_worker_that_hangs_is_ended_and_who_hangs_it_is_blamed(
     began = time.monotonic()
     eventually(lambda: killed)
     assert time.monotonic() - began < 2.0
-    eventually(lambda: status(ledger, bad) == "failed")
+    eventually(lambda: status(ledger, bad) == "failed", timeout_s=2.0)
     found = ledger.results(bad.id, "a")
     assert found is not None
     assert "run_s" in str(decode_error(bytes(joined(found[2]))))

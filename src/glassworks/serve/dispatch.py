@@ -349,15 +349,16 @@ class Dispatcher:
         flights = [flight for flight in had if self._flights.get(flight.row.id) is flight]
         if not flights:
             return
-        known = any(flight.over_s is not None for flight in flights)
-        death = self._death(pid)
-        for flight in flights:
-            if flight.over_s is not None:
-                self._fail(flight, _over(flight, self._limits))
-            elif not known and self._flights.died(flight):
+        over = [flight for flight in flights if flight.over_s is not None]
+        for flight in over:  # first: how the worker ended takes a moment to be known, and theirs is known
+            self._fail(flight, _over(flight, self._limits))
+        left = [flight for flight in flights if flight.over_s is None]
+        death = self._death(pid) if left else None
+        for flight in left:
+            if not over and self._flights.died(flight):
                 self._fail(flight, _blamed(death))
             else:
-                self._requeue(flight, f"the worker ended: {death or 'nobody saw how'}", suspect=not known)
+                self._requeue(flight, f"the worker ended: {death or 'nobody saw how'}", suspect=not over)
 
     def _death(self, pid: int | None) -> Death | None:
         end = time.monotonic() + _DEATH_S
