@@ -82,3 +82,8 @@ def test_nobody_waits_for_anothers_pause(child: Any) -> None:
     watcher.join()
     assert other.process.pid != pid
     assert child.process.pid == first
+
+
+def test_the_log_says_what_has_ended(child: Any, caplog: pytest.LogCaptureFixture) -> None:
+    child.until(0.25)
+    assert "the child has ended (exit code 0); it is started again" in caplog.text

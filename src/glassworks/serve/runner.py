@@ -66,10 +66,11 @@ class Runner(Protocol):
     """Runs jobs, in the one thread that calls it.
 
     Attributes:
-        host: the model.
+        host: the model. together: how many jobs the last step ended, where jobs share passes; elsewhere 0.
     """
 
     host: ModelHost
+    together: int
 
     def begin(self, order: Order, says: Says) -> None:
         """Take a job in; one that cannot be run ends at once."""

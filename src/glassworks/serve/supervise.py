@@ -7,6 +7,7 @@ the web process (see `deaths`), since only a parent is told.
 """
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -30,6 +31,7 @@ from glassworks.serve.keys import Keys, digest_of
 from glassworks.serve.quotas import Quotas
 from glassworks.serve.state import State
 
+_LOG = logging.getLogger("glassworks.serve")
 WORKER = (sys.executable, "-m", "glassworks.serve.worker")
 _WEB = (sys.executable, "-m", "glassworks.serve.web")
 _POLL_S = 0.1
@@ -76,12 +78,14 @@ class _Child:
 
     def revive(self, now_s: float) -> None:
         """Start it again if it has ended, once its pause is over."""
-        if self.poll() is None:
+        code = self.poll()
+        if code is None:
             return
         if self.due_s is None:
             if now_s - self.started_s > _SETTLED_S:
                 self.pause_s = 0.0
             self.due_s = now_s + self.pause_s
+            _LOG.warning("the %s has ended (%s); it is started again", self.name, _how(code))
             self.pause_s = min(max(2 * self.pause_s, _PAUSES_S[0]), _PAUSES_S[1])
         if now_s >= self.due_s:
             self.start()
@@ -103,6 +107,10 @@ class _Child:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def _how(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"signal {-code}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
