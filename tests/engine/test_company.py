@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -75,6 +76,28 @@ def test_a_graphs_function_may_call_requests_off(model: Any, which: str) -> None
     assert isinstance(replies[which].error, gw.Cancelled)
     assert replies["innocent"].wait().tokens == model.complete([4, 4], max_new_tokens=4).tokens
     check_nothing_left(engine)
+
+
+def test_what_runs_by_itself_has_a_clock_of_its_own(model: Any) -> None:
+    """Who looks on from outside ends what takes too long: not what came late because others were before it."""
+    seen: list[float] = []
+
+    def function(value: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.1)
+        since_s = engine.now().since_s
+        assert since_s is not None
+        seen.append(time.perf_counter() - since_s)
+        return value
+
+    with model.record() as t:
+        gw.apply(function, model.layers[0].output).save("read")
+    engine = gw.Engine(model)
+    for _ in range(5):
+        engine.submit(gw.Request(PROMPT, 1, t.graph), alone=True)
+    engine.drain()
+    assert len(seen) == 5
+    assert engine.stats.iterations < 5
+    assert max(seen) < 0.35
 
 
 def test_a_graphs_function_cannot_wait_for_the_engine_that_runs_it(model: Any) -> None:

@@ -417,7 +417,7 @@ class Engine:
             self._replies.timing(work).compute_s += seconds
 
     def _begin_by_itself(self, work: Work | None) -> None:
-        self._by_itself = None if work is None else work.run.frame
+        self._by_itself, self._began_s = None if work is None else work.run.frame, time.perf_counter()
 
     def _poll(self) -> bool:
         """Let copies that have ended count; whether others are under way."""
