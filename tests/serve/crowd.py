@@ -16,6 +16,7 @@ import glassworks as gw
 from glassworks.serve.supervise import Running
 from serve.works import Outcome, begin
 
+KEYS = ["gw-a", "gw-b", "gw-c"]
 PATIENCE_S = 600.0
 
 

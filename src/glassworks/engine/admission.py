@@ -13,6 +13,7 @@ import torch
 from glassworks.engine.caches import Held, measured
 from glassworks.engine.facts import Facts, facts_of
 from glassworks.engine.local import ExperimentRun, LocalBackend
+from glassworks.engine.sampling import beams_of
 from glassworks.engine.work import AloneWork, PackedWork, Work
 from glassworks.errors import BudgetExceeded, InputError
 from glassworks.graph.backend import Generation, Inputs
@@ -72,15 +73,19 @@ class Admission:
         """As the scheduler sees it. `kept_blocks`: off the device, promised to those that are on it: a scheduler keeps
         that room free by itself."""
         device, store = self.arenas[0], self.store
-        blocks = device.budget_bytes // self._block_bytes
         away = 0 if self._host is None else self._host.free_bytes // self._block_bytes
         return Memory(
             block_tokens=self._block_tokens,
-            total_blocks=blocks if store is None else store.total_blocks,
+            total_blocks=self._total_blocks,
             free_blocks=device.free_bytes // self._block_bytes if store is None else store.free_blocks,
             host_free_blocks=away if store is None else store.away_free_blocks + kept_blocks,
             instant=self._out.instant and self._back.instant,
         )
+
+    @property
+    def _total_blocks(self) -> int:
+        """Of the device: what a scheduler has to give, in whole blocks."""
+        return self.arenas[0].budget_bytes // self._block_bytes if self.store is None else self.store.total_blocks
 
     def poll(self) -> bool:
         """Let copies that have ended count; whether others are under way."""
@@ -120,8 +125,7 @@ class Admission:
     ) -> Work:
         assert self.store is not None
         store, most = self.store, job.prompt_tokens + max(job.max_new_tokens - 1, 0)
-        if store.blocks(most) > store.total_blocks:
-            self._too_large(most * store.geometry.token_bytes, most)
+        self._check_size(store.blocks(most), most)
         job.chunkable = not facts.touches_prompt
         job.recomputable = not (facts.touches_prompt or facts.writes)
         if not job.recomputable and generation is not None and generation.max_new_tokens:
@@ -136,11 +140,14 @@ class Admission:
         table = store.open(job.user)
         return PackedWork(job, run, plan, facts, store=store, table=table, generation=generation)
 
-    def _too_large(self, size_bytes: int, tokens: int) -> None:
-        budget = self.arenas[0].budget_bytes
+    def _check_size(self, blocks: int, tokens: int) -> None:
+        """BudgetExceeded: so many tokens could never be on the device, whose memory is given out in whole blocks."""
+        if blocks <= self._total_blocks:
+            return
         raise BudgetExceeded(
-            f"this request may come to {tokens} tokens, whose keys and values take {spelled(size_bytes)}; the device "
-            f"has {spelled(budget)} for them: give KVBudget(device=...) more, ask for fewer new tokens, or shorten the "
+            f"this request may come to {tokens} tokens in {blocks} blocks, whose keys and values take "
+            f"{spelled(blocks * self._block_bytes)}; the device has {spelled(self.arenas[0].budget_bytes)} for them, "
+            f"{self._total_blocks} blocks: give KVBudget(device=...) more, ask for fewer new tokens, or shorten the "
             f"prompt"
         )
 
@@ -154,10 +161,9 @@ class Admission:
         if generation is not None and not run.table.plain:
             token_bytes, besides_bytes = self.cache_sizes
             tokens = job.prompt_tokens + job.max_new_tokens
-            rows = sum(len(own.ids) for own in run.inputs.invokes)
+            rows = sum(len(own.ids) for own in run.inputs.invokes) * beams_of(generation.options)
             size_bytes = rows * (tokens * token_bytes * (1 + run.table.encoder_decoder) + besides_bytes)
-            if size_bytes > self.arenas[0].budget_bytes:
-                self._too_large(size_bytes, tokens * rows)
+            self._check_size(math.ceil(size_bytes / self._block_bytes), tokens * rows)
         if run.table.encoder_decoder:
             job.prompt_tokens = 1  # what the decoder reads
         job.whole_blocks = math.ceil(size_bytes / self._block_bytes)

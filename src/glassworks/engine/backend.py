@@ -32,7 +32,12 @@ class EngineBackend(HasLocal):
 
     def run(self, graph: Graph, inputs: Inputs, generation: Generation | None = None) -> Results:
         """Run a graph among the engine's requests. Errors of nodes keep their type and carry the user's line."""
-        found: Any = self._engine.start(graph, inputs, generation).results
+        reply = self._engine.start(graph, inputs, generation)
+        try:
+            found: Any = reply.results
+        except BaseException:
+            reply.cancel()  # whoever was to wait for it is gone; nothing, if it has ended
+            raise
         return found  # type: ignore[no-any-return]
 
     def run_session(self, experiments: Sequence[Experiment]) -> list[Results]:

@@ -28,9 +28,9 @@ from glassworks.engine.handing import Replies
 from glassworks.engine.local import HasLocal
 from glassworks.engine.options import Now, Stats, check_inputs, check_options
 from glassworks.engine.requests import Reply, Request, Timing
-from glassworks.engine.steps import Computed, compute
+from glassworks.engine.steps import Computed, broken_off, compute
 from glassworks.engine.work import AloneWork, PackedWork, Work
-from glassworks.errors import Cancelled, InputError, ModelError, ScopeError
+from glassworks.errors import BudgetExceeded, Cancelled, InputError, ModelError, ScopeError
 from glassworks.graph.backend import Generation, Inputs, Rows
 from glassworks.graph.graph import Graph
 from glassworks.measure.clock import Clock, RealClock, VirtualClock
@@ -136,7 +136,8 @@ class Engine:
         self._replies = Replies(self._core.text, self._admission.frames, self.clock.now_s)
         self._ran: set[Job] = set()
         self._idle = 0
-        self._iterating = False
+        self._iterating = self._computing = False
+        self._called_off: list[Work] = []
         self._lock = RLock()
         self._began_s: float | None = None
         self._at: tuple[Frame, ...] = ()
@@ -188,12 +189,17 @@ class Engine:
             made = [(request, self._work_of(request)) for request in requests]
             replies = [self._taken(request, work) for request, work in made]
         left = list(replies)
-        while left:
-            self._drive(left[0])
-            for reply in [own for own in left if own.done]:
-                left.remove(reply)
-                if progress is not None:
-                    progress(reply)
+        try:
+            while left:
+                self._drive(left[0])
+                for reply in [own for own in left if own.done]:
+                    left.remove(reply)
+                    if progress is not None:
+                        progress(reply)
+        except BaseException:
+            for reply in left:  # nobody will ever hold them
+                reply.cancel()
+            raise
         return replies
 
     def step(self) -> bool:
@@ -377,10 +383,9 @@ class Engine:
 
     def _admit(self) -> None:
         """Take in what came. What must be promised room first waits for it in order, and holds up nobody else."""
-        now_s = self.clock.now_s()
-        waiting, self._waiting = self._waiting, deque()
         short = False
-        for work in waiting:
+        for _ in range(len(self._waiting)):
+            work = self._waiting.popleft()
             if work not in self._replies:
                 continue
             try:
@@ -390,10 +395,14 @@ class Engine:
                     continue
                 if work.plan.prelude:
                     self._prepare(work)
+                if work in self._replies:  # its own functions may have called it off
+                    self._scheduler.arrive(work.job, self.clock.now_s())
+                    self._works[work.job] = work
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's
                 self._fail(work, error)
-                continue
-            self._take_in(work, now_s)
+            except BaseException as error:
+                self._fail(work, broken_off(error))
+                raise
 
     def _prepare(self, work: Work) -> None:
         """What runs before its first pass is its own."""
@@ -410,14 +419,6 @@ class Engine:
     def _begin_by_itself(self, work: Work | None) -> None:
         self._by_itself = None if work is None else work.run.frame
 
-    def _take_in(self, work: Work, now_s: float) -> None:
-        try:
-            self._scheduler.arrive(work.job, now_s)
-        except Exception as error:  # noqa: BLE001 - a scheduler may refuse a job
-            self._fail(work, error)
-            return
-        self._works[work.job] = work
-
     def _poll(self) -> bool:
         """Let copies that have ended count; whether others are under way."""
         moving = self._admission.poll()
@@ -431,10 +432,21 @@ class Engine:
         """Nothing ran: a copy has to end first, or a scheduler let everybody wait."""
         self._idle = 0 if moving else self._idle + 1
         if self._idle > _PATIENCE:
-            stuck = ", ".join(f"{job.place.value} with {job.held_blocks} blocks" for job in self._works)
-            raise ModelError(f"the engine has requests, and none can run: {stuck}; this is a defect of Glassworks")
+            self._idle = 0
+            self._fail_stuck()
         self.clock.sleep(_PAUSE_S)
-        return True
+        return bool(self._replies)
+
+    def _fail_stuck(self) -> None:
+        """The oldest cannot go on, though all others would make way for it: it ends, and they go on."""
+        work = min([*self._works.values(), *self._waiting], key=lambda own: (own.job.arrival_s, own.job.id))
+        job, memory = work.job, self._memory()
+        reason = (
+            f"this request could not go on for {_PATIENCE} iterations, and nor could anybody else: it has "
+            f"{job.held_blocks} blocks ({job.place.value}), {memory.free_blocks} of {memory.total_blocks} are free on "
+            f"the device and {memory.host_free_blocks} off it"
+        )
+        self._fail(work, BudgetExceeded(reason))
 
     def _move(self, decision: Decision) -> None:
         now_s = self.clock.now_s()
@@ -459,10 +471,16 @@ class Engine:
             self._poll()
 
     def _compute(self, run: Sequence[tuple[Job, int]]) -> Computed:
-        found = compute(
-            run, self._works, self._shared_steps, self._admission.store, share=self._share,
-            by_itself=self._begin_by_itself, timer=self._timer,
-        )  # fmt: skip
+        self._computing = True
+        try:
+            found = compute(
+                run, self._works, self._shared_steps, self._admission.store, share=self._share,
+                by_itself=self._begin_by_itself, timer=self._timer,
+            )  # fmt: skip
+        finally:
+            self._computing = False
+            while self._called_off:
+                self._called_off.pop().close()
         self.stats.steps += found.steps
         self.stats.rows += found.rows
         self.stats.alone_steps += found.alone_steps
@@ -511,4 +529,7 @@ class Engine:
     def _let_go(self, work: Work) -> None:
         if self._works.pop(work.job, None) is not None:  # otherwise the scheduler has not heard of it
             self._scheduler.finish(work.job, self.clock.now_s())
-        work.close()
+        if self._computing:  # called off by a graph's function: the pass under way still uses its memory
+            self._called_off.append(work)
+        else:
+            work.close()

@@ -5,6 +5,8 @@
 - A graph that writes shapes the keys and values that follow: they are swapped, never computed again, and nobody else
   takes them over.
 - Only what is one row of tokens in one forward pass shares a packed step; the rest runs by itself, between others.
+- So does a graph that writes whole numbers: the model looks things up by them, and one that is out of range would make
+  the model fail for all that share its pass.
 """
 
 from dataclasses import dataclass
@@ -71,4 +73,6 @@ def _why_alone(
         site = table.sites.get(node.target) if node.kind in ("read", *WRITES) else None
         if site is not None and not (site.can_be_shared and site.has_rows):
             return f"rows cannot be told apart at {node.target}"
+        if site is not None and node.kind in WRITES and site.dtype.startswith(("int", "uint")):
+            return f"it writes whole numbers, by which the model looks things up, to {node.target}"
     return None

@@ -70,7 +70,9 @@ class Replies:
         work.frame_bytes = size
 
     def end(self, work: Work) -> None:
-        """A request has ended as it should."""
+        """A request has ended as it should: its graph, or a stop text, or all its tokens have come."""
+        if not work.ended:
+            work.stop()  # first: what the graph makes of its tokens may fail
         reply = self._release(work)
         found = work.results()
         stop = _stop_at(reply, reply.whole) if reply.request.stop else None

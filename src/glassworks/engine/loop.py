@@ -80,6 +80,14 @@ class Generating:
                 self.step, sizes=self._sizes(), slots=self._slots(), live=self._live_invokes(), complete=self.samples
             )
 
+    def take_back(self) -> bool:
+        """Undo `begin`, since the step was broken off and will be performed again; whether it could be undone: not
+        once something that came of it was taken."""
+        if self.ended or not len(self.alive) == self.step + 1 == len(self.new[0]) + 1:
+            return False
+        self.alive.pop()
+        return True
+
     @property
     def samples(self) -> bool:
         """Whether this step gives a token: it is asked for, and something is still to come."""

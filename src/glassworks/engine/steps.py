@@ -12,8 +12,8 @@ import torch
 from glassworks.engine.work import AloneWork, PackedWork, Work
 from glassworks.errors import ModelError
 from glassworks.memory.kv import KVStore
-from glassworks.run.joined import JoinedRuntime, Row
-from glassworks.run.packing import PackedRuntime, Part
+from glassworks.run.joined import Decoded, JoinedRuntime, Row
+from glassworks.run.packing import PackedRuntime, Part, Returned
 from glassworks.schedule.base import Job, Place
 
 Parts = Sequence[tuple[PackedWork, Part, bool]]
@@ -46,6 +46,11 @@ class Computed:
     own_s: dict[Work, float] = field(default_factory=dict)
     shared_tokens: dict[Work, int] = field(default_factory=dict)
     interrupted: BaseException | None = None
+
+    @property
+    def told(self) -> set[Work]:
+        """Those of whom it is known what came."""
+        return {work for work, _ in (*self.came, *self.failed)}
 
     def shares(self, seconds: float) -> dict[Work, float]:
         """So many seconds of an iteration, divided among those who took part: what was their own, and of the rest by
@@ -103,28 +108,45 @@ def compute(
         alone = [own for own in alone if own not in joining]
         _joined_step(joining, packed, found)
     for own in alone:
-        by_itself(own)
-        began = timer()
-        _alone_step(own, found)
-        found.own_s[own] = timer() - began
+        if found.interrupted is not None:
+            found.ran.remove(own.job)
+        else:
+            by_itself(own)
+            began = timer()
+            _alone_step(own, found)
+            found.own_s[own] = timer() - began
         del found.tokens[own]
     if alone:
         by_itself(None)
     return found
 
 
+def broken_off(error: BaseException) -> ModelError:
+    """What ends a request whose nodes may have run in something that was broken off: they never run twice."""
+    return ModelError(f"the step was broken off ({type(error).__name__}), and what it had begun cannot be repeated")
+
+
 def _packed_step(parts: Parts, packed: PackedRuntime, store: KVStore, found: Computed) -> None:
+    works = [work for work, _, _ in parts]
+    before = [work.table.tokens for work in works]
     try:
-        with _timed([work for work, _, _ in parts], found):
+        with _timed(works, found):
             returned = packed.step([part for _, part, _ in parts], store)
+        found.steps, found.rows = found.steps + 1, found.rows + len(parts)
+        _take(parts, returned, found)
     except Exception as error:  # noqa: BLE001 - the model itself failed
-        _fail_all([work for work, _, _ in parts], error, found)
-        return
+        _fail_all(works, error, found)
     except BaseException as error:  # noqa: BLE001 - kept, and raised by the engine
-        found.interrupted = error
-        _undo(parts, error, found)
-        return
-    found.steps, found.rows = found.steps + 1, found.rows + len(parts)
+        told = found.told
+        undone: dict[Work, bool] = {
+            work: work.undo(part, tokens, ends=ends)
+            for (work, part, ends), tokens in zip(parts, before, strict=True) if work not in told
+        }  # fmt: skip
+        _broken_off(undone, error, found)
+
+
+def _take(parts: Parts, returned: Returned, found: Computed) -> None:
+    """Choose the tokens of all whose step has ended."""
     failures = dict(returned.failures)
     chosen = _chosen(parts, returned.logits, failures)
     for k, (work, _, ends) in enumerate(parts):
@@ -151,20 +173,16 @@ def _timed(works: Sequence[Work], found: Computed) -> Iterator[None]:
 
 def _fail_all(works: Sequence[Work], error: Exception, found: Computed) -> None:
     """The model failed in a pass: of several that shared it nobody knows whose it was."""
-    found.failed += [(work, error) for work in works]
+    told = found.told
+    found.failed += [(work, error) for work in works if work not in told]
     if len(works) > 1:
         found.company.update(works)
 
 
-def _undo(parts: Parts, error: BaseException, found: Computed) -> None:
-    """A step was broken off: it begins again, but for requests whose graphs may have run in it. Those end."""
-    for work, part, ends in parts:
-        if part.interpreter is not None:
-            found.failed.append(
-                (work, ModelError(f"the step was broken off ({type(error).__name__}); its graph had run"))
-            )
-        elif ends:
-            work.rows.alive.pop()
+def _broken_off(undone: Mapping[Work, bool], error: BaseException, found: Computed) -> None:
+    """A step was broken off: it begins again, but for requests that could not undo it. Those end."""
+    found.interrupted = error
+    found.failed += [(work, broken_off(error)) for work, could in undone.items() if not could]
 
 
 def _chosen(parts: Parts, logits: Sequence[torch.Tensor] | None, failures: dict[int, Exception]) -> dict[int, int]:
@@ -187,21 +205,27 @@ def _chosen(parts: Parts, logits: Sequence[torch.Tensor] | None, failures: dict[
 
 
 def _joined_step(works: Sequence[AloneWork], joined: JoinedRuntime, found: Computed) -> None:
-    begun: list[tuple[AloneWork, Row]] = []
+    begun: dict[AloneWork, Row] = {}
     for work in works:
         try:
-            begun.append((work, work.row()))
+            begun[work] = work.row()
         except Exception as error:  # noqa: BLE001
             found.failed.append((work, error))
     try:
-        with _timed([work for work, _ in begun], found):
-            decoded = joined.step([row for _, row in begun])
+        with _timed(list(begun), found):
+            decoded = joined.step(list(begun.values()))
+        found.steps, found.rows = found.steps + 1, found.rows + len(begun)
+        _take_joined(list(begun), decoded, found)
     except Exception as error:  # noqa: BLE001 - the model itself failed
-        _fail_all([work for work, _ in begun], error, found)
-        return
-    found.steps, found.rows = found.steps + 1, found.rows + len(begun)
+        _fail_all(list(begun), error, found)
+    except BaseException as error:  # noqa: BLE001 - kept, and raised by the engine
+        told = found.told
+        _broken_off({work: work.undo(row) for work, row in begun.items() if work not in told}, error, found)
+
+
+def _take_joined(works: Sequence[AloneWork], decoded: Decoded, found: Computed) -> None:
     assert decoded.logits is not None
-    for k, (work, _) in enumerate(begun):
+    for k, work in enumerate(works):
         try:
             if k in decoded.failures:
                 raise decoded.failures[k]
@@ -218,3 +242,5 @@ def _alone_step(work: AloneWork, found: Computed) -> None:
         found.came.append((work, work.logits))
     except Exception as error:  # noqa: BLE001
         found.failed.append((work, error))
+    except BaseException as error:  # noqa: BLE001 - kept, and raised by the engine
+        _broken_off({work: False}, error, found)

@@ -52,6 +52,12 @@ class Work(ABC):
             return "eos"
         return "length" if len(new) >= self.job.max_new_tokens else "graph"
 
+    def stop(self) -> None:
+        """It ends here, at a stop text: what its graph makes of the tokens, it makes of those that there are."""
+        assert self.run.rows is not None
+        self.run.generated(self.run.rows)
+        self.ended = True
+
     def results(self) -> Results:
         """What came of it."""
         return self.run.results()
@@ -118,6 +124,14 @@ class PackedWork(Work):
             part.interpreter = rows.interpreter if looks else None
             part.keep = count if looks and self._heads and rows.step == 0 else int(rows.samples or self._heads)
         return part, ends
+
+    def undo(self, part: Part, tokens: int, *, ends: bool) -> bool:
+        """A step was broken off before which it had so many `tokens`: it takes part in another; whether it can. Not if
+        its graph may have run."""
+        if part.interpreter is not None or (ends and not self.rows.take_back()):
+            return False
+        self.table.tokens = tokens
+        return True
 
     def _looks_on(self) -> bool:
         return bool(self._forward.actions)
@@ -222,6 +236,15 @@ class AloneWork(Work):
         if self.ended:
             self._cache.clear()
             self.run.generated(rows)
+
+    def undo(self, row: Row) -> bool:
+        """The step was broken off: see `PackedWork.undo`."""
+        rows = self.run.rows
+        assert rows is not None
+        if row.interpreter is not None or not rows.take_back():
+            return False
+        row.cache.crop(rows.computed)
+        return True
 
     @property
     def logits(self) -> torch.Tensor | None:

@@ -11,7 +11,7 @@ Surprises this file settles:
 - A model whose function is given something unknown (a bias, a mask of its own) is refused, since it would be ignored.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Lock, RLock
@@ -99,6 +99,7 @@ class PackedRuntime:
         self._configs = _configs(self.module)
         self._refuse_by_configuration()
         self._layers: dict[nn.Module, int] = {}
+        self._windows: dict[nn.Module, int] = {}
         self.geometry = self._probed()
         self._check()
 
@@ -150,6 +151,7 @@ class PackedRuntime:
         if len({module for module, _, _ in seen}) != len(seen) or len({dtype for _, _, dtype in seen}) > 1:
             raise ModelError("its attention modules are called more than once, or differ in their number format")
         self._layers = {module: k for k, (module, _, _) in enumerate(seen)}
+        self._windows = _windows(self.module.config, self._layers)
         return Geometry(tuple(shape for _, shape, _ in seen), seen[0][2])
 
     def _check(self) -> None:
@@ -193,7 +195,7 @@ class PackedRuntime:
             part = parts[k]
             spans.append(Span(start, len(part.ids), part.table.tokens, part.table.blocks, part.interpreter))
             start += len(part.ids)
-        step = PackedStep(spans, store.pool, self._layers, store.block_tokens)
+        step = PackedStep(spans, store.pool, self._layers, store.block_tokens, windows=self._windows)
         ids = [token for k in order for token in parts[k].ids]
         positions = [at for own in spans for at in range(own.past, own.context)]
         keeps = [parts[k].keep for k in order]
@@ -367,6 +369,15 @@ def _configs(module: nn.Module) -> list[Any]:
         id(own): own for m in module.modules() if hasattr(own := getattr(m, "config", None), "_attn_implementation")
     }
     return list(found.values())
+
+
+def _windows(config: Any, layers: Iterable[nn.Module]) -> dict[nn.Module, int]:
+    """Of attention modules for which transformers' own cache keeps no more than a window: how wide that is."""
+    from transformers import DynamicCache
+
+    kept = DynamicCache(config=config).layers
+    widths = {k: layer.sliding_window for k, layer in enumerate(kept) if getattr(layer, "is_sliding", False)}
+    return {module: widths[k] for module in layers if (k := getattr(module, "layer_idx", -1)) in widths}
 
 
 def _rotary_kinds(config: Any) -> set[str]:

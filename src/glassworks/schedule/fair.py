@@ -5,6 +5,9 @@ The user with the least is next; among one user's jobs the inner policy decides.
 lifted to the least counter of those active: nobody saves service up. While two users both have jobs waiting, what they
 received since then differs by a bound that does not grow with time (VTC, theorem 4.4).
 
+Nobody who is away for long is remembered: who has received no more than the least of those active is lifted anyway, and
+beyond a number of users those least ahead are lifted early, which gives them nothing that others have.
+
 Within one order, a job counts before it runs, so that users alternate in a batch. A job that is computed again after it
 was dropped pays once. A user with twice the weight pays half for the same, and so gets twice as much.
 """
@@ -16,6 +19,8 @@ from glassworks.schedule.base import Job
 from glassworks.schedule.policy import Key, Policy
 
 PROMPT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0
+_AWAY = 1024
+"""How many users without jobs are remembered."""
 
 
 class Fair(Policy):
@@ -31,8 +36,7 @@ class Fair(Policy):
     def arrive(self, job: Job) -> None:
         self._inner.arrive(job)  # first: it may refuse the job
         if not self._jobs[job.user]:
-            active = [self.received[user] for user, count in self._jobs.items() if count]
-            least = min(active, default=self._last)
+            least = min((self.received[user] for user in self._jobs), default=self._last)
             self.received[job.user] = max(self.received.get(job.user, 0.0), least)
         self._jobs[job.user] += 1
         self._paid[job.id] = 0.0
@@ -47,6 +51,19 @@ class Fair(Policy):
         del self._paid[job.id]
         self._jobs[job.user] -= 1
         self._last = self.received[job.user]
+        if not self._jobs[job.user]:
+            del self._jobs[job.user]
+            self._forget()
+
+    def _forget(self) -> None:
+        """Of users without jobs, those whom coming back would lift, and the least ahead of too many."""
+        least = min((self.received[user] for user in self._jobs), default=self._last)
+        away = [user for user in self.received if user not in self._jobs]
+        gone = [user for user in away if self.received[user] <= least]
+        if len(away) - len(gone) > _AWAY:
+            gone = sorted(away, key=self.received.__getitem__)[: len(away) - _AWAY]
+        for user in gone:
+            del self.received[user]
 
     def promote(self, job: Job) -> None:
         self._inner.promote(job)

@@ -74,9 +74,9 @@ def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) 
 
 
 async def told(web: Web, row: JobRow, *, done: bool) -> Response:
-    """A job's results if it has ended and they are wanted, else its status, 202."""
+    """A job's results if they are wanted, else its status, 202. Refused, 409: it has none yet."""
     headers = {JOB_HEADER: row.id}
-    if not (done and row.status in ENDED):
+    if not done:
         return _json(await web.do(web.jobs.status, row), 202, headers)
     answer, media = await web.do(web.jobs.results, row)
     return response(answer, media, headers)
@@ -110,7 +110,8 @@ def _add_submissions(app: FastAPI, web: Web) -> None:
         glassworks_priority: Annotated[int, Header(description="-10 to 10")] = 0, owner: KeyRow = web.owner,
     ) -> Response:  # fmt: skip
         row = await submitted(name, request, owner, idempotency_key, glassworks_priority)
-        return await told(web, await web.ended(row, wait_s), done=wait_s > 0)
+        row = await web.ended(row, wait_s)
+        return await told(web, row, done=wait_s > 0 and row.status in ENDED)
 
     @app.post("/v1/models/{name:path}/run", summary="Run experiments", description=_RUN, **options)
     async def run(
@@ -121,7 +122,7 @@ def _add_submissions(app: FastAPI, web: Web) -> None:
         row = await web.ended(row, _FOREVER_S, request=request)
         if row.status not in ENDED and idempotency_key is None:
             row = await web.do(web.jobs.cancel, row.id, row.owner)  # whoever asked has gone, and cannot ask again
-        return await told(web, row, done=True)
+        return await told(web, row, done=row.status in ENDED)
 
 
 def _add_one(app: FastAPI, web: Web) -> None:
