@@ -291,6 +291,17 @@ def test_serve_refuses_an_address_that_it_cannot_have(run, tmp_path):
     assert "cannot listen" in err
 
 
+@pytest.mark.parametrize(
+    ("option", "given", "message"),
+    [("--policy", "fifo", "fcfs"), ("--kv-device", "lots", "64MiB"), ("--kv-host", "1 XB", "64MiB")],
+)
+def test_serve_refuses_what_its_worker_could_not_take_before_it_starts_one(run, tmp_path, option, given, message):
+    code, _, err = run("serve", "toy", option, given, "--state", tmp_path / "state")
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "state").exists()
+
+
 # demo
 
 

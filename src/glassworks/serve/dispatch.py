@@ -313,7 +313,7 @@ class Dispatcher:
     def _finish(self, head: dict[str, Any], body: bytearray) -> None:
         id, fence, status = head["job"], head["fence"], _STATUS.get(head["status"], FAILED)
         if self._kept(lambda: self._ledger.finish(
-            id, fence, status=status, answer=head["status"], result=bytes(body), media=head["media"],
+            id, fence, status=status, answer=head["status"], result=body, media=head["media"],
             compute_s=head["compute_s"], data={},
         )):  # fmt: skip
             self._metrics.has_ended(self.model, status)
