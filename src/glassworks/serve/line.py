@@ -6,6 +6,7 @@ the end of what comes says so too, and in order.
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -33,12 +34,15 @@ class Line:
         with self._sending, suppress(OSError):
             pipe.send(self._sock, head, body)
 
-    def arrived(self, *, wait: bool) -> Iterator[Message | None]:
-        """All messages that are there, None for the end; with `wait` at least one."""
+    def arrived(self, *, wait: bool, more_s: float = 0.0) -> Iterator[Message | None]:
+        """All messages that are there, None for the end; with `wait` at least one, and those that come within `more_s`
+        after it."""
         try:
             yield self._inbox.get(wait)
+            until_s = time.monotonic() + (more_s if wait else 0.0)
             while True:
-                yield self._inbox.get_nowait()
+                left_s = until_s - time.monotonic()
+                yield self._inbox.get(left_s > 0, max(left_s, 0.0))
         except Empty:
             return
 

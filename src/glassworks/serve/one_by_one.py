@@ -44,6 +44,10 @@ class OneByOne:
             self._ran += 1
         return bool(self._waiting)
 
+    @property
+    def jobs(self) -> int:
+        return len(self._waiting) + (self._running is not None)
+
     def _run(self, order: Order, says: Says) -> Done:
         if order.kind != "experiments":
             return Done(key=order.key, answer=refusal(422, InputError("this model completes no texts: use its sites")))
@@ -84,7 +88,7 @@ class OneByOne:
         job = None if running is None else running[0]
         return {
             "passes": self._passes, "rows": self._passes, "alone_passes": self._passes, "iterations": self._ran,
-            "jobs": len(self._waiting) + (job is not None), "at": [] if job is None else [job], "node_of": job,
+            "jobs": self.jobs, "at": [] if job is None else [job], "node_of": job,
             "pass_s": 0.0 if watch is None else time.perf_counter() - watch.since_s, "engine": {},
         }  # fmt: skip
 

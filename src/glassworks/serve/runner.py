@@ -78,6 +78,10 @@ class Runner(Protocol):
     def step(self, says: Says) -> bool:
         """Go on a little; whether anything is left to do."""
 
+    @property
+    def jobs(self) -> int:
+        """How many have not ended."""
+
     def cancel(self, key: Key, says: Says) -> None:
         """A job ends before it goes on; nothing if it has ended."""
 

@@ -18,6 +18,9 @@ from glassworks.serve.line import Line
 from glassworks.serve.pulse import beat
 from glassworks.serve.runner import Done, Event, Order, Runner
 
+GATHER_S = 0.002
+"""Where several jobs ended together their people come back together: how long the first waits for the others."""
+
 
 def serve(runner: Runner, connection: socket) -> None:
     """Do what comes over a connection until it ends; then nothing of it is left."""
@@ -35,13 +38,14 @@ def serve(runner: Runner, connection: socket) -> None:
 
 
 def _work(runner: Runner, line: Line, says: "_Saying") -> None:
-    busy = False
+    jobs, left = 0, False
     while True:
-        for message in line.arrived(wait=not busy):
+        for message in line.arrived(wait=not left, more_s=GATHER_S if jobs > 1 else 0.0):
             if message is None:
                 return
             _take(runner, says, *message)
-        busy = runner.step(says)
+        jobs = runner.jobs
+        left = runner.step(says)
 
 
 def _take(runner: Runner, says: "_Saying", head: dict[str, Any], body: bytearray) -> None:

@@ -69,6 +69,10 @@ class Together:
             self._end(task, answer, says)
         return bool(self._tasks)
 
+    @property
+    def jobs(self) -> int:
+        return len(self._tasks)
+
     def _looked(self, task: Task) -> Answer | None:
         try:
             answer = task.look()
@@ -111,7 +115,7 @@ class Together:
         own = None if now.own is None else now.own.watch
         return {
             "passes": stats.steps, "rows": stats.rows, "alone_passes": stats.alone_steps,
-            "iterations": stats.iterations, "jobs": len(self._tasks),
+            "iterations": stats.iterations, "jobs": self.jobs,
             "pass_s": 0.0 if now.since_s is None else time.perf_counter() - now.since_s,
             "at": sorted({job for frame in now.at if (job := _job(frame.watch))}), "node_of": _job(own),
             "engine": {
