@@ -200,7 +200,7 @@ HEAVY = (
 
 TORCH = (
     "worker.py", "host.py", "connect.py", "local.py", "checker.py", "checks.py", "pricing.py", "quote.py",
-    "spending.py",
+    "spending.py", "together.py", "tasks.py", "completing.py", "selftest.py",
 )  # fmt: skip
 """Files of `serve` that the worker, the checker or the caller's own process have; the web process has none of them."""
 

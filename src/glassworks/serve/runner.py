@@ -4,11 +4,13 @@
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from glassworks.client.content import Body
 from glassworks.serve.answers import Answer
-from glassworks.serve.host import ModelHost
+
+if TYPE_CHECKING:
+    from glassworks.serve.host import ModelHost
 
 JSON, BYTES = "application/json", "application/octet-stream"
 Key = tuple[str, int]
@@ -67,7 +69,7 @@ class Runner(Protocol):
         host: the model.
     """
 
-    host: ModelHost
+    host: "ModelHost"
 
     def begin(self, order: Order, says: Says) -> None:
         """Take a job in; one that cannot be run ends at once."""
