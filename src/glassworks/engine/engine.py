@@ -253,7 +253,8 @@ class Engine:
     def now(self) -> Now:
         """What is going on at this moment; any thread may ask, also during a step."""
         shared = None if self._shared_steps is None else self._shared_steps.speaking.frame
-        return Now(self._began_s, self._at, self._by_itself or shared)
+        own = self._by_itself or shared
+        return Now(self._began_s, self._at or (() if own is None else (own,)), own)
 
     @property
     def pending(self) -> int:
