@@ -145,6 +145,24 @@ def test_a_key_has_so_many_in_the_worker_and_others_come_at_once(
     eventually(lambda: len(worker.got) == dispatch.EACH + 2)
 
 
+def test_who_waits_for_room_does_so_quietly(
+    dispatcher: Dispatcher, worker: Played, run: Callable[..., JobRow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, choose = [], Dispatcher._choose
+    monkeypatch.setattr(Dispatcher, "_choose", lambda self: looks.append(1) or choose(self))
+    for _ in range(dispatch.EACH + 10):
+        run()
+    dispatcher.start()
+    worker.appear()
+    eventually(lambda: len(worker.got) == dispatch.EACH)
+    time.sleep(0.1)
+    before = len(looks)
+    time.sleep(0.3)
+    assert len(looks) == before
+    worker.done(next(iter(worker.got)))
+    eventually(lambda: len(worker.got) == dispatch.EACH + 1)
+
+
 def test_what_a_dead_worker_had_runs_alone_one_by_one(
     dispatcher: Dispatcher, worker: Played, ledger: Ledger, run: Callable[..., JobRow]
 ) -> None:
@@ -291,6 +309,7 @@ def test_a_worker_that_hangs_is_ended_and_who_hangs_it_is_blamed(
         worker.die()
 
     monkeypatch.setattr(dispatch, "_kill", kill)
+    monkeypatch.setattr(dispatch, "_DEATH_S", 3.0)  # who is over his limit need not wait for it
     dispatcher.start()
     worker.appear()
     bad = run("a")
@@ -304,7 +323,7 @@ def test_a_worker_that_hangs_is_ended_and_who_hangs_it_is_blamed(
     began = time.monotonic()
     eventually(lambda: killed)
     assert time.monotonic() - began < 2.0
-    eventually(lambda: status(ledger, bad) == "failed")
+    eventually(lambda: status(ledger, bad) == "failed", timeout_s=2.0)
     found = ledger.results(bad.id, "a")
     assert found is not None
     assert "run_s" in str(decode_error(bytes(joined(found[2]))))
@@ -335,6 +354,22 @@ def test_large_tensors_and_bodies_go_along(
     worker.appear()
     eventually(lambda: row.id in worker.got)
     assert worker.bodies[row.id] == [b"{}", b"x" * 200_000, b"tensor message"]
+
+
+def test_what_the_worker_has_when_the_service_ends_is_nobodys_fault(
+    dispatcher: Dispatcher, worker: Played, ledger: Ledger, run: Callable[..., JobRow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays as it is in the ledger, and runs again in company."""
+    monkeypatch.setattr(dispatch, "_DEATH_S", 5.0)
+    dispatcher.start()
+    worker.appear()
+    rows = [run(owner) for owner in "ab"]
+    eventually(lambda: len(worker.got) == 2)
+    start = time.monotonic()
+    dispatcher.close()
+    assert time.monotonic() - start < 2.0
+    assert [status(ledger, row) for row in rows] == ["running", "running"]
+    assert [row.suspect for row in ledger.release()] == [False, False]
 
 
 @pytest.mark.parametrize("write", ["claim_many", "note", "finish", "requeue"])

@@ -91,7 +91,8 @@ def webs_die(running: Running, toy: Any, *, count: int, seed: int) -> None:
     numbers = [seed * 10**6 + k for k in range(count)]
     begun = [(number, *begin(people[number % 3], number, wait=False)) for number in numbers]
     made = {block.job.id for _, block, _ in begun}
-    assert {books_of(running.state).status[id] for id in made} == {"queued"}
+    status = books_of(running.state).status
+    assert {status[id] for id in made} == {"queued"}
     assert len(made) == count
     with ThreadPoolExecutor(24) as pool:
         loud = [block.job for number, block, _ in begun if kind_of(number) is says][:8]
@@ -100,7 +101,7 @@ def webs_die(running: Running, toy: Any, *, count: int, seed: int) -> None:
         taken = [(number, pool.submit(take)) for number, _, take in begun]
         kill_web(running)
         os.kill(stopped, signal.SIGCONT)
-        wait_for(lambda: sum(books_of(running.state).status[id] in ENDED for id in made) > count // 5)
+        wait_for(lambda: ended_of(running, made) > count // 5)
         kill_web(running)
         found = {number: future.result(600) for number, future in taken}
         events = {id: future.result(600) for id, future in heard.items()}
@@ -113,6 +114,10 @@ def webs_die(running: Running, toy: Any, *, count: int, seed: int) -> None:
         assert [event.kind for event in own].count("log") == 6
     for number, own in found.items():
         check_equal(own, outcome(toy, number))
+
+
+def ended_of(running: Running, made: set[str]) -> int:
+    return sum(status in ENDED for id, status in books_of(running.state).status.items() if id in made)
 
 
 # The supervisor.

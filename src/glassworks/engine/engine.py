@@ -253,7 +253,8 @@ class Engine:
     def now(self) -> Now:
         """What is going on at this moment; any thread may ask, also during a step."""
         shared = None if self._shared_steps is None else self._shared_steps.speaking.frame
-        return Now(self._began_s, self._at, self._by_itself or shared)
+        own = self._by_itself or shared
+        return Now(self._began_s, self._at or (() if own is None else (own,)), own)
 
     @property
     def pending(self) -> int:
@@ -417,7 +418,7 @@ class Engine:
             self._replies.timing(work).compute_s += seconds
 
     def _begin_by_itself(self, work: Work | None) -> None:
-        self._by_itself = None if work is None else work.run.frame
+        self._by_itself, self._began_s = None if work is None else work.run.frame, time.perf_counter()
 
     def _poll(self) -> bool:
         """Let copies that have ended count; whether others are under way."""

@@ -42,7 +42,8 @@ class Now:
     """What an engine is doing at one moment.
 
     Attributes:
-        since_s: when its iteration began, by `time.perf_counter()`; None: none is under way.
+        since_s: when its iteration began, or in it what runs by itself now, by `time.perf_counter()`; None: none is
+            under way.
         at: the experiments that take part. own: whose own pass or nodes run just now, if anybody's.
     """
 

@@ -179,3 +179,9 @@ def _hand_back(cache: Any, joined: Any, row: int) -> None:
     for layer, (own, all_rows) in enumerate(zip(cache.layers, joined.layers, strict=True)):
         cache.update(all_rows.keys[row : row + 1, :, -1:], all_rows.values[row : row + 1, :, -1:], layer)
         assert own.keys.shape[-2] <= all_rows.keys.shape[-2]
+
+
+def cut_back(cache: Any, tokens: int) -> None:
+    """Leave so many tokens in a cache: a step that was broken off may have given some layers one more."""
+    for layer in cache.layers:
+        layer.crop(min(tokens - layer.keys.shape[-2], 0))

@@ -33,7 +33,7 @@ from glassworks.run.frame import Frame
 from glassworks.run.interpret import Interpreter
 from glassworks.run.modules import Stopped
 from glassworks.run.packed import STEP, PackedStep, Span
-from glassworks.run.registered import BEFORE, GIVEN, NAME, looking, register, window_differs, within
+from glassworks.run.registered import GIVEN, looking, named, register, window_differs, within
 from glassworks.run.rows import Slot
 
 _NAMINGS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
@@ -271,18 +271,12 @@ class _Naming:
     def ours(self, configs: Sequence[Any]) -> Iterator[None]:
         """Within the block these configurations name our function."""
         with self._lock:
-            before = [config._attn_implementation for config in configs] if self._depth == 0 else []
             self._depth += 1
-            for config, name in zip(configs, before, strict=False):
-                object.__setattr__(config, BEFORE, name)
-                config._attn_implementation_internal = NAME
             try:
-                yield
+                with named(configs if self._depth == 1 else ()):
+                    yield
             finally:
                 self._depth -= 1
-                for config, name in zip(configs, before, strict=False):
-                    config._attn_implementation_internal = name
-                    object.__delattr__(config, BEFORE)
 
 
 Placed = tuple[Mapping[int, Slot], Mapping[str, int]]

@@ -117,6 +117,10 @@ class Dispatcher:
     def cancel(self, row: JobRow) -> None:
         """Call a job off, whatever its stage."""
         self._ledger.cancel(row.id, row.owner)
+        self.called_off(row)
+
+    def called_off(self, row: JobRow) -> None:
+        """A job was called off in the ledger: it waits no more, and the worker is told if it has it."""
         with self._changed:
             flight = self._flights.get(row.id)
             if flight is None:
@@ -176,20 +180,18 @@ class Dispatcher:
     def _send_jobs(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._can_send())
+                chosen = self._choose()
+                while not chosen and not self._stopping:
+                    self._changed.wait()
+                    chosen = self._choose()
                 if self._stopping:
                     return
-                chosen = self._choose()
-            if chosen:
-                self._launch(chosen)
-
-    def _can_send(self) -> bool:
-        ready = self._is_up and not self._unsettled and not self._flights.is_exclusive
-        return ready and bool(self._suspects or len(self._queue))
+            self._launch(chosen)
 
     def _choose(self) -> list[Flight]:
         """Who goes to the worker now; with the lock held. A suspect waits until it is alone."""
-        if not self._can_send() or (self._suspects and len(self._flights)):
+        ready = self._is_up and not self._stopping and not self._unsettled and not self._flights.is_exclusive
+        if not ready or (self._suspects and len(self._flights)):
             return []
         chosen = []
         if self._suspects:
@@ -349,21 +351,22 @@ class Dispatcher:
     def _died(self, pid: int | None, had: Sequence[Flight]) -> None:
         """The worker has gone: what it had is suspect, unless somebody is known to be to blame."""
         flights = [flight for flight in had if self._flights.get(flight.row.id) is flight]
-        if not flights:
+        if not flights or self._stopping:  # it has not gone: it was left
             return
-        known = any(flight.over_s is not None for flight in flights)
-        death = self._death(pid)
-        for flight in flights:
-            if flight.over_s is not None:
-                self._fail(flight, _over(flight, self._limits))
-            elif not known and self._flights.died(flight):
+        over = [flight for flight in flights if flight.over_s is not None]
+        for flight in over:  # first: how the worker ended takes a moment to be known, and theirs is known
+            self._fail(flight, _over(flight, self._limits))
+        left = [flight for flight in flights if flight.over_s is None]
+        death = self._death(pid) if left else None
+        for flight in left:
+            if not over and self._flights.died(flight):
                 self._fail(flight, _blamed(death))
             else:
-                self._requeue(flight, f"the worker ended: {death or 'nobody saw how'}", suspect=not known)
+                self._requeue(flight, f"the worker ended: {death or 'nobody saw how'}", suspect=not over)
 
     def _death(self, pid: int | None) -> Death | None:
         end = time.monotonic() + _DEATH_S
-        while pid is not None and time.monotonic() < end:
+        while pid is not None and time.monotonic() < end and not self._stopping:
             found = self._death_of(pid)
             if found is not None:
                 return found
@@ -378,6 +381,7 @@ class Dispatcher:
             self._flights.remove(row.id, ended=not kept)
             if not kept:
                 self._queue.end(row.id)
+                self._changed.notify_all()
         if kept:
             self._metrics.retried.labels(self.model).inc()
             self.submit(replace(row, suspect=suspect))

@@ -33,10 +33,16 @@ class Line:
         with self._sending, suppress(OSError):
             pipe.send(self._sock, head, body)
 
-    def arrived(self, *, wait: bool) -> Iterator[Message | None]:
-        """All messages that are there, None for the end; with `wait` at least one."""
+    @property
+    def waiting(self) -> int:
+        """How many messages are there."""
+        return self._inbox.qsize()
+
+    def arrived(self, *, wait_s: float | None) -> Iterator[Message | None]:
+        """All messages that are there, None for the end; where none is, the first that comes within so long (None: for
+        ever)."""
         try:
-            yield self._inbox.get(wait)
+            yield self._inbox.get(timeout=wait_s) if wait_s != 0 else self._inbox.get_nowait()
             while True:
                 yield self._inbox.get_nowait()
         except Empty:

@@ -17,6 +17,8 @@ from glassworks.serve.watch import RunWatch
 class OneByOne:
     """A `Runner` whose step is a whole job."""
 
+    together = 0
+
     def __init__(self, host: ModelHost) -> None:
         self.host = host
         self._waiting: deque[Order] = deque()

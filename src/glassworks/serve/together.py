@@ -29,6 +29,7 @@ class Together:
     def __init__(self, host: ModelHost, engine: Engine, *, run_s: float) -> None:
         self.host, self._engine, self._run_s = host, engine, run_s
         self._tasks: dict[Key, Task] = {}
+        self.together = 0
         self._reference = Reference()
 
     def try_out(self) -> None:
@@ -64,6 +65,7 @@ class Together:
             if answer is not None:
                 ended.append((task, answer))
         says.events(events)
+        self.together = len(ended)
         for task, answer in ended:
             del self._tasks[task.order.key]
             self._end(task, answer, says)
