@@ -42,10 +42,10 @@ def test_a_stop_text_ends_a_reply_also_across_tokens(toy: Any, stop: str) -> Non
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_stop_text_leaves_what_a_graph_makes_of_the_tokens(toy: Any, alone: bool) -> None:
-    with toy.record() as t:
+    with toy.generate(EIFFEL, max_new_tokens=6) as t:
         with t.steps[:]:
             toy.layers[0].output[:, -1].save("read")
-        t.result.save("all")
+        (t.result + 0).save("all")
     engine = gw.Engine(toy)
     reply = engine.submit(gw.Request(EIFFEL, max_new_tokens=6, graph=t.graph, stop=["aris"]), alone=alone).wait()
     assert reply.finish == "stop"

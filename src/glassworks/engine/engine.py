@@ -125,9 +125,10 @@ class Engine:
             with suppress(ModelError):
                 joined = JoinedRuntime(self._local.runtime, model.table)
         self._shared_steps = packed or joined
+        unlike = frozenset() if self._shared_steps is None else self._shared_steps.unlike
         self._admission = Admission(
-            self._local, model.table, packed, KVBudget() if kv is None else kv, rows=rows, block_tokens=block_tokens,
-            out=out, back=back, poison=poison,
+            self._local, model.table, packed, KVBudget() if kv is None else kv, unlike=unlike, rows=rows,
+            block_tokens=block_tokens, out=out, back=back, poison=poison,
         )  # fmt: skip
         self.stats = Stats()
         self._numbers = itertools.count()
