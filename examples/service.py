@@ -71,7 +71,7 @@ with tempfile.TemporaryDirectory() as folder:
     command = [*GLASSWORKS, "serve", "toy", "--port", str(port), "--state", folder]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:
         try:
-            print(service.stdout.readline().strip().partition(";")[0].replace(str(port), "PORT"))
+            print(service.stdout.readline().strip().replace(str(port), "PORT"))
             use(url, *keys)
         finally:
             service.terminate()

@@ -163,3 +163,60 @@ def test_two_engines_over_one_model() -> None:
         assert reply.wait().tokens == lone(bare, prompt)
     for own in engines:
         check_nothing_left(own)
+
+
+# At the border: what is admitted is served.
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+@pytest.mark.parametrize("blocks", [7, 8])
+def test_blocks_are_whole_for_what_runs_by_itself_too(family: str, blocks: int) -> None:
+    """Two rows of 13 to 16 tokens come to eight blocks, whether or not their bytes would fit in less."""
+    model, bare = model_of(family)
+    block_bytes = 4 * gw.Engine(model, block_tokens=4)._admission.cache_sizes[0]
+    zeros = 1 if family == "llama" else 0
+    size = (blocks + zeros) * block_bytes + block_bytes // 2
+    for new in range(10, 14):
+        engine = gw.Engine(model, policy="fcfs", block_tokens=4, kv=gw.KVBudget(device=size, host="1MiB"))
+        if blocks == 7 and new > 11:
+            with pytest.raises(gw.BudgetExceeded, match=f"{new * 2 + 6} tokens in 8 blocks.* {blocks} blocks"):
+                model.on(engine).complete([[5, 6, 7], [8, 9, 10]], max_new_tokens=new)
+        else:
+            found = model.on(engine).complete([[5, 6, 7], [8, 9, 10]], max_new_tokens=new, eos_token_id=[])
+            assert [len(own.tokens) for own in found] == [new, new]
+        assert engine.submit(gw.Request([5, 6, 7], max_new_tokens=3)).wait().tokens == lone(bare, [5, 6, 7])[:3]
+        check_nothing_left(engine)
+
+
+def test_beams_count() -> None:
+    model, _ = model_of("llama")
+    engine = gw.Engine(model, block_tokens=4, kv=gw.KVBudget(device="24KiB", host="1MiB"))
+    on = model.on(engine)
+    assert len(on.complete([5, 6, 7], max_new_tokens=5, num_beams=3).tokens)
+    with pytest.raises(gw.BudgetExceeded, match="48 tokens in 12 blocks"):
+        on.complete([5, 6, 7], max_new_tokens=5, num_beams=6)
+
+
+class Stubborn:
+    """Lets the oldest run and nobody else, and never gives it its blocks."""
+
+    def arrive(self, job: Any, now_s: float) -> None:
+        pass
+
+    charge = finish = lambda self, *_: None
+
+    def decide(self, jobs: Any, *, now_s: float, limits: Any, memory: Any) -> Any:
+        from glassworks.schedule.base import Decision
+
+        oldest = min(jobs, key=lambda job: job.id)
+        return Decision() if oldest.prompt_tokens == 2 else Decision(run=((oldest, oldest.pending_tokens),))
+
+
+def test_who_is_stuck_ends_alone() -> None:
+    model, bare = model_of("llama")
+    engine = gw.Engine(model, policy=Stubborn(), block_tokens=4, clock=VirtualClock())
+    stuck, other = engine.run([gw.Request([5, 6], max_new_tokens=3), gw.Request([5, 6, 7], max_new_tokens=3)])
+    assert isinstance(stuck.error, gw.BudgetExceeded)
+    assert "could not go on" in str(stuck.error)
+    assert other.wait().tokens == lone(bare, [5, 6, 7])[:3]
+    check_nothing_left(engine)

@@ -356,6 +356,22 @@ def test_large_tensors_and_bodies_go_along(
     assert worker.bodies[row.id] == [b"{}", b"x" * 200_000, b"tensor message"]
 
 
+def test_what_the_worker_has_when_the_service_ends_is_nobodys_fault(
+    dispatcher: Dispatcher, worker: Played, ledger: Ledger, run: Callable[..., JobRow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays as it is in the ledger, and runs again in company."""
+    monkeypatch.setattr(dispatch, "_DEATH_S", 5.0)
+    dispatcher.start()
+    worker.appear()
+    rows = [run(owner) for owner in "ab"]
+    eventually(lambda: len(worker.got) == 2)
+    start = time.monotonic()
+    dispatcher.close()
+    assert time.monotonic() - start < 2.0
+    assert [status(ledger, row) for row in rows] == ["running", "running"]
+    assert [row.suspect for row in ledger.release()] == [False, False]
+
+
 @pytest.mark.parametrize("write", ["claim_many", "note", "finish", "requeue"])
 def test_what_a_full_disk_has_no_room_for_is_kept_once_it_has(
     write: str, dispatcher: Dispatcher, worker: Played, ledger: Ledger, run: Callable[..., JobRow], monkeypatch: Any

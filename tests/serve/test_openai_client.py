@@ -188,6 +188,28 @@ def test_a_steered_model_is_served_to_any_client(toy: Any, client: openai.OpenAI
     assert chat.choices[0].message.content == there.text
 
 
+# Hanging up.
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_who_hangs_up_in_the_middle_of_a_stream_calls_the_job_off(
+    toy: Any, running: Running, client: openai.OpenAI, chat: bool
+) -> None:
+    with toy.record() as t, t.steps[:]:  # a text that does not end by itself
+        toy.logits[:, :, toy.tokenizer.eos_token_id] = -1e9
+    graph = base64.b64encode(t.graph.encode()).decode()
+    more: Any = {"max_tokens": 900, "stream": True, "extra_body": {"graph": graph}}
+    asked: Any = client.chat.completions if chat else client.completions
+    own: Any = {"messages": CHAT} if chat else {"prompt": PROMPT}
+    with asked.create(**{**GREEDY, **own, **more}) as stream:
+        id = next(iter(stream)).id.partition("-")[2]
+        assert gw.connect(running.url, api_key=running.key).job(id).status in ("queued", "running")
+    job = gw.connect(running.url, api_key=running.key).job(id)
+    job.wait(timeout_s=20)
+    assert job.status == "cancelled"
+    assert len([event for event in job.events() if event.kind == "token"]) < 900
+
+
 # Refusals.
 
 

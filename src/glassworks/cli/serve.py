@@ -6,6 +6,7 @@ import typer
 
 from glassworks.cli.extras import need
 from glassworks.cli.state import STATE, StateFolder
+from glassworks.errors import InputError
 
 if TYPE_CHECKING:
     from glassworks.serve.supervise import Running
@@ -41,15 +42,22 @@ def serve(
     from glassworks.graph.limits import Limits
     from glassworks.serve import supervise
     from glassworks.serve.quotas import Quotas
+    from glassworks.serve.worker import POLICIES
+    from glassworks.units import size_bytes
 
+    if policy not in POLICIES:
+        raise InputError(f"--policy is one of {', '.join(POLICIES)}; got {policy!r}")
+    for size in (kv_device, kv_host):
+        size_bytes(size)
     keys = tuple(api_key or ())
 
     def ready(running: "Running") -> None:
-        print(f"{model} is served at {running.url}; its state is in {state}")
+        print(f"{model} is served at {running.url}")
         if running.key and not keys:
             print(f"key: {running.key}")
         elif not keys:
-            print("keys are those made before; glassworks keys add NAME makes another")
+            print(f"keys are those made before; glassworks keys add NAME --state {state} makes another")
+        print(f"state: {state}")
         shown = running.key if running.key and not keys else "..."
         print(f'\n  import glassworks as gw\n  lab = gw.connect("{running.url}", api_key="{shown}")')
         print(f'  model = lab.model("{model}")\n\nCtrl-C stops it.', flush=True)

@@ -38,9 +38,9 @@ class Admission:
 
     def __init__(
         self, local: LocalBackend, table: SiteTable, packed: PackedRuntime | None, budget: KVBudget, *,
-        rows: int, block_tokens: int, out: Link | None, back: Link | None, poison: bool,
+        unlike: frozenset[str], rows: int, block_tokens: int, out: Link | None, back: Link | None, poison: bool,
     ) -> None:  # fmt: skip
-        self._rows = rows
+        self._rows, self._unlike = rows, unlike
         self._local, self._table, self._block_tokens, self._poison = local, table, block_tokens, poison
         device = local.runtime.device or torch.device("cpu")
         self._out, self._back = out or link_for(device), back or link_for(device)
@@ -106,7 +106,7 @@ class Admission:
         if graph.invokes != len(inputs.invokes):
             raise InputError(f"the graph has {graph.invokes} invokes and was given rows for {len(inputs.invokes)}")
         table, plan = self._local.placed(graph, inputs, generating=generation is not None)
-        facts = facts_of(graph, plan, table, inputs, generation)
+        facts = facts_of(graph, plan, table, inputs, generation, unlike=self._unlike)
         if alone:
             facts = replace(facts, why_alone="it was asked to run by itself")
         run = self._local.begun(graph, inputs, generation, table=table, plan=plan)

@@ -125,9 +125,10 @@ class Engine:
             with suppress(ModelError):
                 joined = JoinedRuntime(self._local.runtime, model.table)
         self._shared_steps = packed or joined
+        unlike = frozenset() if self._shared_steps is None else self._shared_steps.unlike
         self._admission = Admission(
-            self._local, model.table, packed, KVBudget() if kv is None else kv, rows=rows, block_tokens=block_tokens,
-            out=out, back=back, poison=poison,
+            self._local, model.table, packed, KVBudget() if kv is None else kv, unlike=unlike, rows=rows,
+            block_tokens=block_tokens, out=out, back=back, poison=poison,
         )  # fmt: skip
         self.stats = Stats()
         self._numbers = itertools.count()
@@ -253,7 +254,8 @@ class Engine:
     def now(self) -> Now:
         """What is going on at this moment; any thread may ask, also during a step."""
         shared = None if self._shared_steps is None else self._shared_steps.speaking.frame
-        return Now(self._began_s, self._at, self._by_itself or shared)
+        own = self._by_itself or shared
+        return Now(self._began_s, self._at or (() if own is None else (own,)), own)
 
     @property
     def pending(self) -> int:

@@ -35,8 +35,15 @@ class Facts:
     why_alone: str | None
 
 
-def facts_of(graph: Graph, plan: Plan, table: SiteTable, inputs: Inputs, generation: Generation | None) -> Facts:
-    """The facts of a graph on given rows."""
+def facts_of(
+    graph: Graph, plan: Plan, table: SiteTable, inputs: Inputs, generation: Generation | None, *,
+    unlike: frozenset[str] = frozenset(),
+) -> Facts:  # fmt: skip
+    """The facts of a graph on given rows.
+
+    Args:
+        unlike: sites that a shared pass does not show as a lone run does.
+    """
     touched = [
         n for forward in plan.forwards for event, own in forward.actions if event < len(table.events) for n in own
     ]
@@ -45,7 +52,7 @@ def facts_of(graph: Graph, plan: Plan, table: SiteTable, inputs: Inputs, generat
         touches=bool(touched),
         touches_prompt=any(_at_prompt(plan, n) for n in touched),
         writes=any(nodes[n].kind in WRITES for n in touched),
-        why_alone=_why_alone(graph, plan, table, inputs, generation, [nodes[n] for n in touched]),
+        why_alone=_why_alone(plan, table, inputs, generation, [nodes[n] for n in touched], unlike),
     )
 
 
@@ -55,8 +62,9 @@ def _at_prompt(plan: Plan, n: int) -> bool:
 
 
 def _why_alone(
-    graph: Graph, plan: Plan, table: SiteTable, inputs: Inputs, generation: Generation | None, touched: list[Node]
-) -> str | None:
+    plan: Plan, table: SiteTable, inputs: Inputs, generation: Generation | None, touched: list[Node],
+    unlike: frozenset[str],
+) -> str | None:  # fmt: skip
     if table.plain:
         return "its model reads no tokens"
     if len(inputs.invokes) != 1 or len(inputs.invokes[0].ids) != 1:
@@ -75,4 +83,6 @@ def _why_alone(
             return f"rows cannot be told apart at {node.target}"
         if site is not None and node.kind in WRITES and site.dtype.startswith(("int", "uint")):
             return f"it writes whole numbers, by which the model looks things up, to {node.target}"
+        if site is not None and node.target in unlike:
+            return f"{node.target} is not in a pass that is shared what it is alone"
     return None

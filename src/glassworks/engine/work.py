@@ -17,7 +17,7 @@ from glassworks.engine.loop import Generating
 from glassworks.graph.backend import Generation, Results
 from glassworks.graph.place import Plan
 from glassworks.memory.kv import KVStore, Table, Where
-from glassworks.run.joined import Row
+from glassworks.run.joined import Row, cut_back
 from glassworks.run.packing import Part
 from glassworks.schedule.base import Job, Place
 
@@ -243,7 +243,7 @@ class AloneWork(Work):
         assert rows is not None
         if row.interpreter is not None or not rows.take_back():
             return False
-        row.cache.crop(rows.computed)
+        cut_back(row.cache, rows.computed)
         return True
 
     @property

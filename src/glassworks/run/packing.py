@@ -28,13 +28,16 @@ from glassworks.graph.sites import ATTENTION_PORTS, SiteTable
 from glassworks.memory.arena import Arena
 from glassworks.memory.blocks import Geometry, LayerShape
 from glassworks.memory.kv import KVStore, Table
+from glassworks.model.record import record
+from glassworks.model.runs import Run
 from glassworks.run.eager import EagerRuntime, Watch
 from glassworks.run.frame import Frame
 from glassworks.run.interpret import Interpreter
 from glassworks.run.modules import Stopped
 from glassworks.run.packed import STEP, PackedStep, Span
-from glassworks.run.registered import BEFORE, GIVEN, NAME, looking, register, window_differs, within
+from glassworks.run.registered import GIVEN, looking, named, register, window_differs, within
 from glassworks.run.rows import Slot
+from glassworks.run.unlike import unlike
 
 _NAMINGS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _NAMINGS_LOCK = Lock()
@@ -83,7 +86,7 @@ class PackedRuntime:
     """Performs packed steps of one model.
 
     Attributes:
-        speaking: whose nodes execute now.
+        speaking: whose nodes execute now. unlike: sites that a packed step does not show as a lone run does.
 
     Raises:
         ModelError: this model cannot be packed; the message says why.
@@ -102,6 +105,7 @@ class PackedRuntime:
         self._windows: dict[nn.Module, int] = {}
         self.geometry = self._probed()
         self._check()
+        self.unlike = self._unlike_alone()
 
     # What a model must be.
 
@@ -138,8 +142,7 @@ class PackedRuntime:
             if unknown := sorted(name for name, own in given.items() if name not in GIVEN and isinstance(own, Tensor)):
                 raise ModelError(f"its attention is given {', '.join(unknown)}, which the packed one does not know")
             seen.append((module, LayerShape(key.shape[1], key.shape[-1], value.shape[-1]), key.dtype))
-            wide = value.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-            return wide.transpose(1, 2).contiguous(), None
+            return _of_the_shape(query, value), None
 
         try:
             with self._ours(), looking(look), torch.no_grad():
@@ -181,6 +184,17 @@ class PackedRuntime:
         for ours, theirs in zip(returned.logits, alone, strict=True):
             if (error := agree(ours[0], theirs)) is not None:
                 raise ModelError(f"packed, its rows give other logits than alone (by {error:.1e})")
+
+    def _unlike_alone(self) -> frozenset[str]:
+        """Sites that are not there in a packed step, or have another shape."""
+
+        def look(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+            return _of_the_shape(query, value), None
+
+        tokens = [1, 2, 1]
+        run = Run((), self._inputs(tokens, range(len(tokens))), {"batch": 1, "seq": len(tokens)})
+        with self._ours(), looking(look):
+            return unlike(self.table, record(self.module, run, self.table.within), run.sizes)
 
     # A step.
 
@@ -227,16 +241,19 @@ class PackedRuntime:
 
     def _forward(self, ids: Sequence[int], positions: Sequence[int], kept: Sequence[int] | None) -> Tensor:
         """Logits of the tokens at `kept`, `[kept, vocab]`; None: of all."""
-        device = self.eager.device
-        given: dict[str, Any] = {"use_cache": False}
+        given = self._inputs(ids, positions)
         every = kept is None or len(kept) == len(ids)
-        at = None if every else torch.tensor(kept, dtype=torch.long, device=device)
+        at = None if every else torch.tensor(kept, dtype=torch.long, device=self.eager.device)
         if self._takes_logits and at is not None:
             given["logits_to_keep"] = at
-        tokens = torch.tensor([ids], device=device)
-        returned = self.module(input_ids=tokens, position_ids=torch.tensor([positions], device=device), **given)
+        returned = self.module(**given)
         logits: Tensor = returned["logits"][0]
         return logits if at is None or self._takes_logits else logits.index_select(0, at)
+
+    def _inputs(self, ids: Sequence[int], positions: Sequence[int]) -> dict[str, Any]:
+        device = self.eager.device
+        tokens, at = torch.tensor([ids], device=device), torch.tensor([list(positions)], device=device)
+        return {"input_ids": tokens, "position_ids": at, "use_cache": False}
 
     def _place(self, spans: Sequence[Span], keeps: Sequence[int], total: int) -> None:
         """Tell each interpreter where its tokens are: among all, among those that have logits, and in attention."""
@@ -271,18 +288,12 @@ class _Naming:
     def ours(self, configs: Sequence[Any]) -> Iterator[None]:
         """Within the block these configurations name our function."""
         with self._lock:
-            before = [config._attn_implementation for config in configs] if self._depth == 0 else []
             self._depth += 1
-            for config, name in zip(configs, before, strict=False):
-                object.__setattr__(config, BEFORE, name)
-                config._attn_implementation_internal = NAME
             try:
-                yield
+                with named(configs if self._depth == 1 else ()):
+                    yield
             finally:
                 self._depth -= 1
-                for config, name in zip(configs, before, strict=False):
-                    config._attn_implementation_internal = name
-                    object.__delattr__(config, BEFORE)
 
 
 Placed = tuple[Mapping[int, Slot], Mapping[str, int]]
@@ -369,6 +380,12 @@ def _configs(module: nn.Module) -> list[Any]:
         id(own): own for m in module.modules() if hasattr(own := getattr(m, "config", None), "_attn_implementation")
     }
     return list(found.values())
+
+
+def _of_the_shape(query: Tensor, value: Tensor) -> Tensor:
+    """Something of the shape of what attention gives."""
+    wide = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+    return wide.transpose(1, 2).contiguous()
 
 
 def _windows(config: Any, layers: Iterable[nn.Module]) -> dict[nn.Module, int]:

@@ -5,8 +5,7 @@ The user with the least is next; among one user's jobs the inner policy decides.
 lifted to the least counter of those active: nobody saves service up. While two users both have jobs waiting, what they
 received since then differs by a bound that does not grow with time (VTC, theorem 4.4).
 
-Nobody who is away for long is remembered: who has received no more than the least of those active is lifted anyway, and
-beyond a number of users those least ahead are lifted early, which gives them nothing that others have.
+Of users without jobs so many are remembered; beyond, who is least ahead is lifted early, which gives nobody more.
 
 Within one order, a job counts before it runs, so that users alternate in a batch. A job that is computed again after it
 was dropped pays once. A user with twice the weight pays half for the same, and so gets twice as much.
@@ -56,14 +55,10 @@ class Fair(Policy):
             self._forget()
 
     def _forget(self) -> None:
-        """Of users without jobs, those whom coming back would lift, and the least ahead of too many."""
-        least = min((self.received[user] for user in self._jobs), default=self._last)
+        """Of too many users without jobs, the one who is least ahead: coming back would lift it first."""
         away = [user for user in self.received if user not in self._jobs]
-        gone = [user for user in away if self.received[user] <= least]
-        if len(away) - len(gone) > _AWAY:
-            gone = sorted(away, key=self.received.__getitem__)[: len(away) - _AWAY]
-        for user in gone:
-            del self.received[user]
+        if len(away) > _AWAY:
+            del self.received[min(away, key=self.received.__getitem__)]
 
     def promote(self, job: Job) -> None:
         self._inner.promote(job)

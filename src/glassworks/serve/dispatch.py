@@ -117,6 +117,10 @@ class Dispatcher:
     def cancel(self, row: JobRow) -> None:
         """Call a job off, whatever its stage."""
         self._ledger.cancel(row.id, row.owner)
+        self.called_off(row)
+
+    def called_off(self, row: JobRow) -> None:
+        """A job was called off in the ledger: it waits no more, and the worker is told if it has it."""
         with self._changed:
             flight = self._flights.get(row.id)
             if flight is None:
@@ -309,7 +313,7 @@ class Dispatcher:
     def _finish(self, head: dict[str, Any], body: bytearray) -> None:
         id, fence, status = head["job"], head["fence"], _STATUS.get(head["status"], FAILED)
         if self._kept(lambda: self._ledger.finish(
-            id, fence, status=status, answer=head["status"], result=bytes(body), media=head["media"],
+            id, fence, status=status, answer=head["status"], result=body, media=head["media"],
             compute_s=head["compute_s"], data={},
         )):  # fmt: skip
             self._metrics.has_ended(self.model, status)
@@ -347,7 +351,7 @@ class Dispatcher:
     def _died(self, pid: int | None, had: Sequence[Flight]) -> None:
         """The worker has gone: what it had is suspect, unless somebody is known to be to blame."""
         flights = [flight for flight in had if self._flights.get(flight.row.id) is flight]
-        if not flights:
+        if not flights or self._stopping:  # it has not gone: it was left
             return
         over = [flight for flight in flights if flight.over_s is not None]
         for flight in over:  # first: how the worker ended takes a moment to be known, and theirs is known
@@ -362,7 +366,7 @@ class Dispatcher:
 
     def _death(self, pid: int | None) -> Death | None:
         end = time.monotonic() + _DEATH_S
-        while pid is not None and time.monotonic() < end:
+        while pid is not None and time.monotonic() < end and not self._stopping:
             found = self._death_of(pid)
             if found is not None:
                 return found

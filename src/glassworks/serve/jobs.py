@@ -26,6 +26,8 @@ EXPERIMENTS, COMPLETION = "experiments", "completion"
 PRIORITIES = range(-10, 11)
 _IDEMPOTENCY_CHARACTERS = 200
 _LOOK_S = 0.25
+NOWHERE = {"position": None, "expected_start_s": None, "progress": 0.0}
+"""How a job stands whose model this service does not have: an earlier one on the same state took it in."""
 _CHECKS = {EXPERIMENTS: "run", COMPLETION: "completion"}
 
 
@@ -137,7 +139,8 @@ class Jobs:
         """What is told of a job."""
         told: dict[str, Any] = {"position": None, "expected_start_s": None, "progress": 1.0}
         if row.status not in ENDED:
-            told = self._dispatchers[row.model].standing(row)
+            dispatcher = self._dispatchers.get(row.model)
+            told = NOWHERE if dispatcher is None else dispatcher.standing(row)
         return {
             "id": row.id, "model": row.model, "kind": row.kind, "status": row.status, **told,
             "created_s": row.created_s, "started_s": row.started_s, "ended_s": row.ended_s, "attempts": row.attempts,
@@ -164,7 +167,8 @@ class Jobs:
         """Call a job off, whatever its stage; nothing if it has ended."""
         row = self.find(id, owner)
         if row.status not in ENDED:
-            self._dispatchers[row.model].cancel(row)
+            self.ledger.cancel(row.id, row.owner)
+            self._called_off(row)
         return self.find(id, owner)
 
     def delete(self, id: str, owner: str) -> None:
@@ -185,9 +189,13 @@ class Jobs:
 
     def stop_all_of(self, owner: str) -> None:
         """Call off all jobs of a key that is let in no more."""
-        for row in self.ledger.unfinished():
-            if row.owner == owner:
-                self._dispatchers[row.model].cancel(row)
+        for row in self.ledger.cancel_all(owner):
+            self._called_off(row)
+
+    def _called_off(self, row: JobRow) -> None:
+        dispatcher = self._dispatchers.get(row.model)
+        if dispatcher is not None:
+            dispatcher.called_off(row)
 
     def account(self, owner: str) -> dict[str, Any]:
         """What a key has and may have."""

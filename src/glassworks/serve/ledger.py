@@ -293,6 +293,17 @@ class Ledger:
         if row is not None:
             self._write(partial(retention.remove, numbers=[row.number]))
 
+    def cancel_all(self, owner: str) -> Rows:
+        """Call off all jobs of an owner, in one transaction; those that it had under way."""
+        rows = [row for row in self.unfinished() if row.owner == owner]
+
+        def cancel(turn: Turn) -> None:
+            for row in rows:
+                moves.cancel(turn, row.id, owner)
+
+        self._write(cancel)
+        return rows
+
     # What an owner has.
 
     def owners(self) -> frozenset[str]:

@@ -4,11 +4,13 @@
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from glassworks.client.content import Body
 from glassworks.serve.answers import Answer
-from glassworks.serve.host import ModelHost
+
+if TYPE_CHECKING:
+    from glassworks.serve.host import ModelHost
 
 JSON, BYTES = "application/json", "application/octet-stream"
 Key = tuple[str, int]
@@ -69,7 +71,7 @@ class Runner(Protocol):
         host: the model. together: how many jobs the last step ended, where jobs share passes; elsewhere 0.
     """
 
-    host: ModelHost
+    host: "ModelHost"
     together: int
 
     def begin(self, order: Order, says: Says) -> None:

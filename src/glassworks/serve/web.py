@@ -3,8 +3,8 @@
     python -m glassworks.serve.web --model toy worker.sock --state glassworks-state --folder . --fd 3
 
 Holds the ledger and hands jobs to the workers. Reads heads and bodies, and looks into neither: checkers do, in
-processes of their own that this one starts and ends. Bodies and answers pass through files, so that it stays small
-whatever is sent.
+processes of their own that this one starts and ends. Bodies pass through files, so that they take no memory here; what
+a worker answers is in memory once, until it is in its file.
 """
 
 import argparse
