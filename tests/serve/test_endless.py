@@ -62,6 +62,7 @@ def ends_at_its_limit(running: Running, toy: Any, work: Callable[[Any], Any], *,
     job = work(person(running, "gw-a"))
     for other in others:
         other.start()
+    job.wait(timeout_s=120)
     with pytest.raises(LimitExceeded, match="run_s: "):
         job.results()
     enough.set()
@@ -96,6 +97,7 @@ def test_an_endless_node_ends_with_its_worker(fake: Any, experiment: Any) -> Non
         one, other = (RemoteBackend(own, "small", patience_s=60.0) for own in transports)
         job = one.submit([experiment(("mul", 3600))])
         others = [other.submit([experiment(tokens=k)]) for k in range(1, 6)]
+        job.wait(timeout_s=60)
         with pytest.raises(LimitExceeded, match=r"run_s: this job ran for .* together with its worker"):
             job.each()
         for k, own in enumerate(others, start=1):

@@ -81,17 +81,21 @@ def call_off(jobs: list[Any]) -> None:
 
 
 def test_one_job_passes_by_a_long_queue(toy_service: Running, someone: Callable[..., Person]) -> None:
+    """Measured in what the others get meanwhile: no more than a few dozen passes."""
     much, little = someone(), someone()
     jobs = submit(much, count=EACH + 40, tokens=1000)
+    before = much.worked()
     with little.model.trace(PROMPT, wait=False) as t:
         little.model.logits[:, -1].save()
     t.job.wait(timeout_s=120)
+    meanwhile = much.worked() - before
     call_off(jobs)
     books = books_of(toy_service.state)
-    asked_s, done_s = books.at_s(t.job.id, "queued"), books.at_s(t.job.id, "done")
+    asked_s = books.at_s(t.job.id, "queued")
     ends_s = [books.at_s(job.id, "done") for job in jobs if "done" in books.kinds(job.id)]
+    print(f"the others got {1000 * meanwhile:.0f} tokens meanwhile")
     assert len(jobs) - sum(end_s < asked_s for end_s in ends_s) > EACH + 20  # else there was no queue to pass by
-    assert sum(asked_s < end_s < done_s for end_s in ends_s) <= EACH
+    assert meanwhile < 3
 
 
 def test_weights_are_honoured(someone: Callable[..., Person]) -> None:
@@ -99,9 +103,9 @@ def test_weights_are_honoured(someone: Callable[..., Person]) -> None:
     with ThreadPoolExecutor(2) as pool:
         lights, heavies = pool.map(lambda own: submit(own, count=EACH + 2, tokens=1000), (light, heavy))
 
-    time.sleep(2.0)  # what was done before they were so many is told late
+    time.sleep(4.0)  # what was done before they were so many is told late
     before = light.worked(), heavy.worked()
-    wait_for(lambda: heavy.worked() > before[1] + 1.5)
+    wait_for(lambda: heavy.worked() > before[1] + 3)
     found = light.worked() - before[0], heavy.worked() - before[1]
     call_off([*lights, *heavies])
     print(f"of weight 1 and 3, jobs' worth of work: {found[0]:.1f}, {found[1]:.1f}")

@@ -154,6 +154,8 @@ def test_the_supervisor_is_killed_and_another_service_goes_on(fake: Any, experim
     with running_service("small", state=state, worker_command=fake.FAKE) as again:
         assert again.key == ""  # the state knows keys: none is made
         lab = gw.connect(again.url, api_key="gw-a")
+        for job in jobs:
+            lab.job(job.id).wait(timeout_s=120)
         shapes = [lab.job(job.id).results()["s"].shape for job in jobs]
     assert shapes == [(1, k, 8) for k in range(1, 21)]
     check_books(books_of(state), made=[job.id for job in jobs])
@@ -172,6 +174,8 @@ def test_only_the_poison_fails_with_the_reason_and_the_bytes(fake: Any, experime
         innocent += [people[k % 2].submit([experiment(tokens=k)]) for k in range(9, 12)]
         starves = people[1].submit([experiment(("sqrt",))])
         innocent += [people[k % 2].submit([experiment(tokens=k)]) for k in range(12, 15)]
+        for job in (exits, starves, *innocent):
+            job.wait(timeout_s=120)
         with pytest.raises(RemoteError, match=r"alone in it, it exited with code 9, and held [0-9.]+ MiB"):
             exits.each()
         with pytest.raises(RemoteError, match=r"was ended by SIGKILL \(out of memory, perhaps\)") as caught:
