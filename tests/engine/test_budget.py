@@ -220,3 +220,29 @@ def test_who_is_stuck_ends_alone() -> None:
     assert "could not go on" in str(stuck.error)
     assert other.wait().tokens == lone(bare, [5, 6, 7])[:3]
     check_nothing_left(engine)
+
+
+def test_what_is_kept_for_a_later_step_holds_on_to_nothing_else() -> None:
+    """A value of a step is read in company with a long prompt, and used four steps later."""
+    model, _ = model_of("llama")
+    engine = gw.Engine(model, block_tokens=4)
+    with model.record() as t:
+        with t.steps[1]:
+            early = model.layers[0].output[:, -1]
+        with t.steps[5]:
+            (early + model.layers[0].output[:, -1]).save("read")
+    options = {"eos_token_id": []}
+    replies = [engine.submit(gw.Request([9 + k, 8], 8, t.graph, options=options)) for k in range(2)]
+    engine.step()
+    engine.submit(gw.Request([7] * 100, 3, options=options))
+    for _ in range(4):
+        engine.step()
+        for work in engine._works.values():
+            held = {
+                own.untyped_storage().data_ptr(): own.untyped_storage()
+                for own in work.run.frame.values
+                if own is not None
+            }
+            assert sum(own.nbytes() for own in held.values()) == work.frame_bytes == (256 if work.facts.touches else 0)
+    alone = gw.Engine(model).submit(gw.Request([9, 8], 8, t.graph, options=options)).wait()
+    torch.testing.assert_close(replies[0].saves["read"], alone.saves["read"], rtol=1e-9, atol=1e-9)

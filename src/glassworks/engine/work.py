@@ -301,8 +301,9 @@ class FrameSize:
         """Bytes now."""
         frame, rows = work.run.frame, work.run.rows
         states = None if rows is None or rows.interpreter is None else rows.interpreter.states
-        kept = sum(self._saved(name, value) for name, value in frame.saves.items())
-        return kept + _size([*frame.values, frame.history, states])
+        saved = sum(self._saved(name, value) for name, value in frame.saves.items())
+        held = [own for n, own in enumerate(frame.values) if frame.nodes[n].kind != "parameter"]  # the model's is not
+        return saved + _size([*held, frame.history, states])
 
     def _saved(self, name: str, value: Any) -> int:
         if not isinstance(value, list):
