@@ -29,13 +29,14 @@ class Work(ABC):
 
     Attributes:
         job: as the scheduler sees it. run, plan: the experiment. facts: what its graph allows.
-        reported: how many of its tokens have been handed on. frame_bytes: what it has saved so far.
+        reported: how many of its tokens have been handed on.
+        frame_bytes: taken for what it saves. frame_reserved: how much of that it has from the beginning.
         ended: it has all been computed.
     """
 
     def __init__(self, job: Job, run: ExperimentRun, plan: Plan, facts: Facts) -> None:
         self.job, self.run, self.plan, self.facts = job, run, plan, facts
-        self.reported = self.frame_bytes = 0
+        self.reported = self.frame_bytes = self.frame_reserved = 0
         self.frame_size = FrameSize()
         self.ended = False
 
