@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import glassworks as gw
+from engine.random_schedules import RandomScheduler
 from engine.test_schedules import check_nothing_left, lone, model_of
 from glassworks.measure.clock import VirtualClock
 from glassworks.memory.links import EmulatedLink
@@ -104,11 +105,11 @@ def test_what_is_never_computed_again_needs_room_off_the_device() -> None:
         engine.submit(gw.Request([5] * 40, max_new_tokens=8, graph=graph_of(model, "writes")))
 
 
-def test_saves_count_and_too_many_end_their_request_alone() -> None:
+def test_saves_of_no_known_size_count_and_too_many_end_their_request_alone() -> None:
     model, bare = model_of("llama")
     engine = gw.Engine(model, kv=gw.KVBudget(device="1MiB", host="64KiB"), block_tokens=4, rows=2)
     with model.record() as t, t.steps[:]:
-        model.layers[1].output.repeat(1, 40, 1).save("much")
+        gw.apply(lambda value: value.repeat(1, 40, 1), model.layers[1].output).save("much")
     greedy, plain = engine.run([
         gw.Request([5] * 8, max_new_tokens=7, graph=t.graph), gw.Request([9, 8, 7], max_new_tokens=7)
     ])  # fmt: skip
@@ -117,6 +118,48 @@ def test_saves_count_and_too_many_end_their_request_alone() -> None:
     assert plain.tokens == lone(bare, [9, 8, 7])
     check_nothing_left(engine)
     assert all(arena.used_bytes <= arena.budget_bytes for arena in engine.arenas.values())
+
+
+def repeating(model: Any, times: int) -> gw.Graph:
+    with model.record() as t, t.steps[1:]:
+        model.layers[1].output.repeat(1, times, 1).save("much")
+    return t.graph
+
+
+def test_saves_that_could_never_fit_are_refused_with_the_sizes() -> None:
+    model, _ = model_of("llama")
+    engine = gw.Engine(model, kv=gw.KVBudget(device="1MiB", host="64KiB"), block_tokens=4)
+    with pytest.raises(gw.BudgetExceeded, match=r"may come to 6\d.\d KiB; the host has 61.0 KiB for it: give KVBudget"):
+        engine.submit(gw.Request([5] * 8, max_new_tokens=7, graph=repeating(model, 42)))
+
+
+def test_beginnings_that_nobody_uses_make_room_for_saves() -> None:
+    model, _ = model_of("llama")
+    options = {"eos_token_id": []}
+    engine = gw.Engine(model, block_tokens=4, kv=gw.KVBudget(device="60KiB", host=0))
+    for k in range(12):
+        engine.submit(gw.Request([3 + k] * 9, 2, options=options)).wait()
+    reply = engine.submit(gw.Request([5, 6, 7], 8, repeating(model, 4), options=options)).wait()
+    assert len(reply.saves["much"]) == 7
+    check_nothing_left(engine)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_others_swap_leaves_room_for_saves(seed: int) -> None:
+    model, _ = model_of("llama")
+    options = {"eos_token_id": []}
+    engine = gw.Engine(
+        model, policy=RandomScheduler(seed), rows=4, block_tokens=4, clock=VirtualClock(), share=False,
+        kv=gw.KVBudget(device="60KiB", host="64KiB"),
+    )  # fmt: skip
+    graph = repeating(model, 12)
+    replies = [engine.submit(gw.Request([5, 6, 7], 12, graph, options=options)) for _ in range(3)]
+    others = [engine.submit(gw.Request([9 + k] * 14, 16, options=options)) for k in range(6)]
+    while engine.step():
+        check_budget(engine)
+    assert [len(reply.saves["much"]) for reply in replies] == [11] * 3
+    assert [len(reply.wait().tokens) for reply in others] == [16] * 6
+    check_nothing_left(engine)
 
 
 @pytest.mark.parametrize("which", ["", "reads"])
@@ -220,3 +263,31 @@ def test_who_is_stuck_ends_alone() -> None:
     assert "could not go on" in str(stuck.error)
     assert other.wait().tokens == lone(bare, [5, 6, 7])[:3]
     check_nothing_left(engine)
+
+
+def test_what_is_kept_for_a_later_step_holds_on_to_nothing_else() -> None:
+    """A value of a step is read in company with a long prompt, and used four steps later."""
+    model, _ = model_of("llama")
+    engine = gw.Engine(model, block_tokens=4)
+    with model.record() as t:
+        with t.steps[1]:
+            early = model.layers[0].output[:, -1]
+        with t.steps[5]:
+            (early + model.layers[0].output[:, -1]).save("read")
+    options = {"eos_token_id": []}
+    replies = [engine.submit(gw.Request([9 + k, 8], 8, t.graph, options=options)) for k in range(2)]
+    engine.step()
+    engine.submit(gw.Request([7] * 100, 3, options=options))
+    for _ in range(4):
+        engine.step()
+        for work in engine._works.values():
+            held = {
+                own.untyped_storage().data_ptr(): own.untyped_storage()
+                for own in work.run.frame.values
+                if own is not None
+            }
+            if work.facts.touches:
+                assert sum(own.nbytes() for own in held.values()) == work.frame_size.now_bytes(work) == 256
+                assert work.frame_bytes >= 256
+    alone = gw.Engine(model).submit(gw.Request([9, 8], 8, t.graph, options=options)).wait()
+    torch.testing.assert_close(replies[0].saves["read"], alone.saves["read"], rtol=1e-9, atol=1e-9)

@@ -152,7 +152,7 @@ def test_names_are_checked():
 
 
 def test_users_who_are_away_do_not_fill_the_memory() -> None:
-    policy, learned = Fair(Fcfs()), Learned()
+    policy, learned = Fair(Fcfs(COST)), Learned()
     for k in range(3 * _AWAY):
         job = Job(id=k, arrival_s=float(k), prompt_tokens=4, max_new_tokens=4, user=f"user {k}")
         policy.arrive(job)
@@ -166,7 +166,7 @@ def test_users_who_are_away_do_not_fill_the_memory() -> None:
 
 
 def test_who_is_ahead_and_comes_back_is_still_behind() -> None:
-    policy = Fair(Fcfs())
+    policy = Fair(Fcfs(COST))
     jobs = [Job(id=k, arrival_s=0.0, prompt_tokens=4, max_new_tokens=9, user=u) for k, u in enumerate("aabb")]
     for job in jobs[0], jobs[2]:
         policy.arrive(job)

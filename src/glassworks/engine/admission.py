@@ -1,7 +1,8 @@
 """Who may come into an engine, with how much memory: requests become experiments with a table or a cache of their own.
 
 What could never fit is refused with the sizes. What may not be computed again (its graph writes, or has seen its
-prompt) is promised room off the device for all that it may come to, before it begins, so that it can always leave.
+prompt) is promised room off the device for all that it may come to, before it begins, so that it can always leave; and
+every graph is promised room for all that it may come to save (`frames`), so that no company can take it.
 """
 
 import math
@@ -12,6 +13,7 @@ import torch
 
 from glassworks.engine.caches import Held, measured
 from glassworks.engine.facts import Facts, facts_of
+from glassworks.engine.frames import worst_bytes
 from glassworks.engine.local import ExperimentRun, LocalBackend
 from glassworks.engine.sampling import beams_of
 from glassworks.engine.work import AloneWork, PackedWork, Work
@@ -117,8 +119,27 @@ class Admission:
             expected_tokens=expected_tokens,
         )  # fmt: skip
         if self.store is not None and facts.why_alone is None:
-            return self._packed_work(job, run, plan, facts, generation)
-        return self._alone_work(job, run, plan, facts, generation)
+            work = self._packed_work(job, run, plan, facts, generation)
+        else:
+            work = self._alone_work(job, run, plan, facts, generation)
+        if facts.touches:
+            work.frame_reserved = worst_bytes(graph, plan, table, inputs, generation)
+            self._check_frame(work)
+        return work
+
+    def _check_frame(self, work: Work) -> None:
+        """BudgetExceeded: what a graph may come to save could never fit beside its own keys and values."""
+        own = work.job.blocks(work.job.prompt_tokens + max(work.job.max_new_tokens - 1, 0), self._block_tokens)
+        beside = own if self._host is None or self._must_leave(work) else 0
+        pools = [] if self.store is None else [self.store.pool, *self.store.tiers]
+        zeros = sum(pool.block_bytes for pool in pools if pool.arena is self.frames)
+        room = self.frames.budget_bytes - zeros - beside * self._block_bytes
+        if work.frame_reserved > room:
+            raise BudgetExceeded(
+                f"what the graph of this request saves may come to {spelled(work.frame_reserved)}; the "
+                f"{self.frames.name} has {spelled(max(room, 0))} for it: give KVBudget({self.frames.name}=...) more, "
+                f"ask for fewer new tokens, or save less"
+            )
 
     def _packed_work(
         self, job: Job, run: ExperimentRun, plan: Plan, facts: Facts, generation: Generation | None
@@ -178,13 +199,34 @@ class Admission:
     # Letting it in.
 
     def needs_promise(self, work: Work) -> bool:
-        """Whether room off the device has to be kept for it: it may not be computed again."""
+        """Whether room has to be kept for it before it begins."""
+        return work.frame_reserved > 0 or self._must_leave(work)
+
+    def _must_leave(self, work: Work) -> bool:
+        """Whether it needs room off the device, since it may not be computed again."""
         return isinstance(work, PackedWork) and not work.job.recomputable and work.job.max_new_tokens > 0
 
     def promised(self, work: Work) -> bool:
         """Keep that room; whether there is enough now."""
+        self.make_room_for_frames(work.frame_reserved)
+        if work.frame_reserved > self.frames.free_bytes:
+            return False
+        self.frames.take(work.frame_reserved, "what the graph of a request may save")
+        work.frame_bytes = work.frame_reserved
+        if not self._must_leave(work) or self._can_leave(work):
+            return True
+        self.frames.give(work.frame_bytes)
+        work.frame_bytes = 0
+        return False
+
+    def _can_leave(self, work: Work) -> bool:
         assert isinstance(work, PackedWork)
         return work.store.promise(work.table, work.job.prompt_tokens + work.job.max_new_tokens - 1)
+
+    def make_room_for_frames(self, size_bytes: int) -> None:
+        """Forget beginnings that nobody uses, where what graphs save needs their bytes."""
+        if self._host is None:
+            self._make_room(size_bytes)
 
     def prepare(self, work: Work) -> None:
         """What needs no forward pass, computed before the first."""

@@ -134,7 +134,8 @@ class Engine:
         self._numbers = itertools.count()
         self._waiting: deque[Work] = deque()
         self._works: dict[Job, Work] = {}
-        self._replies = Replies(self._core.text, self._admission.frames, self.clock.now_s)
+        own = self._admission
+        self._replies = Replies(self._core.text, own.frames, own.make_room_for_frames, self.clock.now_s)
         self._ran: set[Job] = set()
         self._idle = 0
         self._iterating = self._computing = False

@@ -18,11 +18,14 @@ class Replies:
     """The replies that are under way.
 
     Args:
-        text: the tokenizer, if there is one. frames: the arena in which saved values count. now_s: the clock.
+        text: the tokenizer, if there is one. frames: the arena in which saved values count; make_room: for so many
+        bytes there. now_s: the clock.
     """
 
-    def __init__(self, text: Text | None, frames: Arena, now_s: Callable[[], float]) -> None:
-        self._text, self._frames, self._now_s = text, frames, now_s
+    def __init__(
+        self, text: Text | None, frames: Arena, make_room: Callable[[int], None], now_s: Callable[[], float]
+    ) -> None:
+        self._text, self._frames, self._make_room, self._now_s = text, frames, make_room, now_s
         self._replies: dict[Work, Reply] = {}
 
     def __len__(self) -> int:
@@ -62,8 +65,9 @@ class Replies:
         """What a graph has saved so far counts in a budget."""
         if not work.facts.touches:
             return
-        size = work.frame_size.now_bytes(work)
+        size = max(work.frame_size.now_bytes(work), work.frame_reserved)
         if size > work.frame_bytes:
+            self._make_room(size - work.frame_bytes)
             self._frames.take(size - work.frame_bytes, "what the graph of a request has saved")
         else:
             self._frames.give(work.frame_bytes - size)

@@ -111,12 +111,13 @@ class Generating:
 
     def took(self, tokens: Sequence[int] | None, returned: Any = None) -> None:
         """A step has been performed and has given these tokens, one a row; None: it gives none, and is the last."""
+        ends = self._stopped()
         if self.interpreter is not None:
             commit(self.interpreter)
+            self.interpreter.end()
         if tokens is None:
             self.ended = True
             return
-        ends = self._stopped()
         for row, token in enumerate(tokens):
             own = token if self.live[row] else self.sampler.pad
             self.new[row].append(own)

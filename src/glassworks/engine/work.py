@@ -29,13 +29,14 @@ class Work(ABC):
 
     Attributes:
         job: as the scheduler sees it. run, plan: the experiment. facts: what its graph allows.
-        reported: how many of its tokens have been handed on. frame_bytes: what it has saved so far.
+        reported: how many of its tokens have been handed on.
+        frame_bytes: taken for what it saves. frame_reserved: how much of that it has from the beginning.
         ended: it has all been computed.
     """
 
     def __init__(self, job: Job, run: ExperimentRun, plan: Plan, facts: Facts) -> None:
         self.job, self.run, self.plan, self.facts = job, run, plan, facts
-        self.reported = self.frame_bytes = 0
+        self.reported = self.frame_bytes = self.frame_reserved = 0
         self.frame_size = FrameSize()
         self.ended = False
 
@@ -301,8 +302,9 @@ class FrameSize:
         """Bytes now."""
         frame, rows = work.run.frame, work.run.rows
         states = None if rows is None or rows.interpreter is None else rows.interpreter.states
-        kept = sum(self._saved(name, value) for name, value in frame.saves.items())
-        return kept + _size([*frame.values, frame.history, states])
+        saved = sum(self._saved(name, value) for name, value in frame.saves.items())
+        held = [own for n, own in enumerate(frame.values) if frame.nodes[n].kind != "parameter"]  # the model's is not
+        return saved + _size([*held, frame.history, states])
 
     def _saved(self, name: str, value: Any) -> int:
         if not isinstance(value, list):
