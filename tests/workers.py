@@ -111,10 +111,11 @@ class Connection:
             pipe.send(self._sock, head, body)
 
     def run(self, parts: Sequence[bytes], *, user: str = "ann", kind: str = "experiments", streams: bool = False,
-            job: str | None = None, fence: int = 1) -> Given:  # fmt: skip
+            seed: int = 0, job: str | None = None, fence: int = 1) -> Given:  # fmt: skip
         given = Given(f"job-{next(self._numbers)}" if job is None else job, fence)
         self.given[given.job, fence] = given
-        head = {"do": "run", "job": given.job, "fence": fence, "user": user, "kind": kind, "streams": streams}
+        head = {"do": "run", "job": given.job, "fence": fence, "user": user, "weight": 1.0, "kind": kind}
+        head = {**head, "streams": streams, "seed": seed}
         self.send(head, framed(parts))
         return given
 

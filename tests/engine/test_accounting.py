@@ -63,12 +63,26 @@ def test_rows_are_summed_over_shared_passes() -> None:
 
 def breaks(model: Any) -> Graph:
     with model.record() as t:
-        model["model.embed_tokens"].input[:] = 10**6
+        model.layers[0].output[:] = float("nan")
     return t.graph
+
+
+def refuse_nan(model: Any) -> None:
+    """From here on a layer of the model raises where it is given what is no number."""
+    mlp = model.backend.local.runtime.module.model.layers[1].mlp
+    own = mlp.forward
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        if hidden.isnan().any():
+            raise IndexError("not a number")
+        return own(hidden)
+
+    mlp.forward = forward
 
 
 def test_a_model_that_fails_in_a_shared_pass_is_told_apart() -> None:
     model = model_of("llama")
+    refuse_nan(model)
     engine = gw.Engine(model)
     good = [engine.submit(gw.Request(prompt, max_new_tokens=3)) for prompt in PROMPTS]
     bad = engine.submit(gw.Request([1, 2], max_new_tokens=3, graph=breaks(model)))

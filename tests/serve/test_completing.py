@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import glassworks as gw
-from glassworks.errors import WireError
+from glassworks.errors import GlassworksError
 from workers import Connection, Given, Process, worker
 
 PROMPTS = ("The Eiffel Tower is in the city of", "One", "The capital of")
@@ -33,12 +33,21 @@ def connection(process: Process) -> Iterator[Connection]:
     found.close()
 
 
-def asked(connection: Connection, prompts: Any, *, graph: Any = None, **more: Any) -> Given:
-    streams = more.pop("streams", False)
-    verdict = {"prompts": prompts, "max_new_tokens": 12, **more}
-    body = {"graph": None if graph is None else base64.b64encode(graph.encode()).decode()}
+def asked(
+    connection: Connection, prompts: Any, *, graph: Any = None, top: int | None = None, n: int = 1,
+    seed: int | None = None, streams: bool = False, **more: Any,
+) -> Given:  # fmt: skip
+    """As the web process asks; `top`: how many likeliest tokens are wanted, None: no log probabilities."""
+    verdict = {
+        "prompts": prompts, "n": n, "max_new_tokens": 12, "options": {"do_sample": False}, "stop": [], "seed": seed,
+        "logprobs": 0 if top is None else max(1, top), "late": [[] for _ in prompts], "graph": graph is not None,
+        "form": {"chat": False, "top": top}, **more,
+    }  # fmt: skip
+    body: dict[str, Any] = {"model": "model", "prompt": "x"}
+    if graph is not None:
+        body["graph"] = graph if isinstance(graph, str) else base64.b64encode(graph.encode()).decode()
     parts = [json.dumps(verdict).encode(), json.dumps(body).encode()]
-    return connection.run(parts, kind="completion", streams=streams)
+    return connection.run(parts, kind="completion", streams=streams, seed=seed or 0)
 
 
 def choices(given: Given) -> list[dict[str, Any]]:
@@ -67,7 +76,7 @@ def test_drawn_tokens_stop_texts_and_log_probabilities(local: Any, connection: C
     options = {"do_sample": True, "temperature": 1.5}
     prompt = ids(local, PROMPTS[0])
     stop = local.complete(PROMPTS[0], max_new_tokens=12, seed=5, **options).text[8:11]
-    given = asked(connection, [prompt] * 3, options=options, seed=4, stop=[stop, "never"], logprobs=3)
+    given = asked(connection, [prompt], n=3, options=options, seed=4, stop=[stop, "never"], top=3)
     engine = gw.Engine(local)
     for k, choice in enumerate(choices(given)):
         reply = engine.submit(
@@ -85,7 +94,7 @@ def test_drawn_tokens_stop_texts_and_log_probabilities(local: Any, connection: C
 
 
 def test_log_probabilities_of_the_token_alone(local: Any, connection: Connection) -> None:
-    [choice] = choices(asked(connection, [[3, 4, 5]], logprobs=0))
+    [choice] = choices(asked(connection, [[3, 4, 5]], top=0))
     assert all(entry["top"] == [] and entry["logprob"] <= 0 for entry in choice["logprobs"])
 
 
@@ -95,14 +104,16 @@ def test_tokens_are_told_as_they_come_and_spell_the_text(local: Any, connection:
     told = []
     for company in (0, 5):
         others = [asked(connection, prompts[:1], max_new_tokens=40) for _ in range(company)]
-        given = asked(connection, prompts, stop=stop, streams=True, logprobs=1)
+        given = asked(connection, prompts, stop=stop, streams=True, top=1)
         found = choices(given)
         events = [event for event in given.events if event[3] == "token"]
         assert [event[2] for event in events] == list(range(len(events)))
         for k, choice in enumerate(found):
             own = [event[4] for event in events if event[4]["choice"] == k]
             assert [token["id"] for token in own] == choice["tokens"]
-            assert "".join(token["text"] for token in own) == choice["text"]
+            whole = "".join(token["text"] for token in own)
+            ends = [at for text in stop if (at := whole.find(text)) >= 0]
+            assert whole[: min(ends, default=len(whole))] == choice["text"]
             assert [token["logprobs"]["id"] for token in own] == choice["tokens"]
         told.append([(data["choice"], data["id"], data["text"]) for data in (event[4] for event in events)])
         for other in others:
@@ -111,7 +122,9 @@ def test_tokens_are_told_as_they_come_and_spell_the_text(local: Any, connection:
 
 
 def test_the_first_token_is_told_before_the_last_is_made(connection: Connection) -> None:
-    given = asked(connection, [[1, 2, 3]], max_new_tokens=400, options={"eos_token_id": []}, streams=True)
+    given = asked(
+        connection, [[1, 2, 3]], max_new_tokens=400, options={"do_sample": False, "eos_token_id": []}, streams=True
+    )
     came = threading.Event()
     while not came.wait(0.001):
         if given.of_kind("token"):
@@ -133,10 +146,9 @@ def test_a_graph_takes_part(local: Any, connection: Connection) -> None:
 
 def test_what_is_no_graph_is_refused(connection: Connection) -> None:
     for text in ("???", base64.b64encode(b"nothing").decode()):
-        verdict = {"prompts": [[1]], "max_new_tokens": 2}
-        parts = [json.dumps(verdict).encode(), json.dumps({"graph": text}).encode()]
-        ended = connection.run(parts, kind="completion").ended()
-        assert (ended.status, type(ended.error)) == (400, WireError)
+        ended = asked(connection, [[1]], graph=text).ended()
+        assert ended.status in (400, 422)
+        assert isinstance(ended.error, GlassworksError)
 
 
 def test_a_graph_that_fails_fails_its_completion_alone(local: Any, connection: Connection) -> None:

@@ -370,7 +370,7 @@ def test_what_a_graph_says_is_told_while_it_runs_and_numbered(local: Any, backen
     assert [event[2] for event in heard] == list(range(6))
     assert [event[4]["experiment"] for event in heard] == [0, 0, 0, 1, 1, 1]
     said = [[entry.text, entry.node, entry.step] for result in results for entry in result.logs]
-    assert [event[4]["log"][:3] for event in heard] == said
+    assert [event[4]["entry"][:3] for event in heard] == said
 
 
 def test_the_job_whose_nodes_take_long_is_named(local: Any, backend: WorkerBackend, connection: Connection) -> None:
