@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 import glassworks as gw
 from engine.random_schedules import RandomScheduler
 from engine.test_schedules import check_nothing_left, lone, model_of
+from families import FAMILIES
+from glassworks.engine.caches import size_of
+from glassworks.graph.backend import Generation, Inputs, Rows
 from glassworks.measure.clock import VirtualClock
 from glassworks.memory.links import EmulatedLink
 from glassworks.schedule import NAMES
+from glassworks.trace.results import with_results
 
-WRITTEN = 6
+WRITTEN, NEW_TOKENS = 6, 9
 REQUEST = st.tuples(
     st.integers(1, 30), st.integers(0, WRITTEN), st.sampled_from(["", "", "reads", "writes"]), st.sampled_from("ab")
 )
@@ -291,3 +295,25 @@ def test_what_is_kept_for_a_later_step_holds_on_to_nothing_else() -> None:
                 assert work.frame_bytes >= 256
     alone = gw.Engine(model).submit(gw.Request([9, 8], 8, t.graph, options=options)).wait()
     torch.testing.assert_close(replies[0].saves["read"], alone.saves["read"], rtol=1e-9, atol=1e-9)
+
+
+# What is counted is what is there.
+
+
+@pytest.mark.parametrize("prompts", [[[5, 6, 7]], [[5, 6, 7], [8, 9, 10, 11, 12]]], ids=["one row", "two rows"])
+@pytest.mark.parametrize("family", ["llama", "bloom", "mamba", "t5"])
+def test_the_cache_of_what_runs_by_itself_takes_what_is_counted(family: str, prompts: list[list[int]]) -> None:
+    model = gw.wrap(FAMILIES["t5"]().double()) if family == "t5" else model_of(family)[0]
+    engine = gw.Engine(model, block_tokens=4)
+    graph = with_results(gw.Graph((), invokes=1))
+    inputs = Inputs((Rows(tuple(map(tuple, prompts))),))
+    engine.start(graph, inputs, Generation(NEW_TOKENS, {"eos_token_id": []}), alone=True)
+    largest = 0
+    while engine.step():
+        for work in engine._works.values():
+            size = max([size_of(own) for own in work.run.cache.values()], default=0)
+            assert size <= work._held.size_bytes
+            assert engine.arenas["device"].used_bytes >= size
+            largest = max(largest, size / work._held.size_bytes)
+    assert largest > 0.4  # of an encoder-decoder, either side counts as both
+    check_nothing_left(engine)

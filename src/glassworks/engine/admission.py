@@ -183,7 +183,8 @@ class Admission:
             token_bytes, besides_bytes = self.cache_sizes
             tokens = job.prompt_tokens + job.max_new_tokens
             rows = sum(len(own.ids) for own in run.inputs.invokes) * beams_of(generation.options)
-            size_bytes = rows * (tokens * token_bytes * (1 + run.table.encoder_decoder) + besides_bytes)
+            # of an encoder-decoder: measured with as many tokens on either side, and neither side has more than these
+            size_bytes = rows * (tokens * token_bytes + besides_bytes)
             self._check_size(math.ceil(size_bytes / self._block_bytes), tokens * rows)
         if run.table.encoder_decoder:
             job.prompt_tokens = 1  # what the decoder reads
