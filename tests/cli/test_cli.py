@@ -272,7 +272,7 @@ def test_serve_says_where_and_the_same_graph_runs_there(run, graph, tmp_path):
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
     served = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
-        url = re.search(r"http://\S+(?=;)", served.stdout.readline())[0]
+        url = re.search(r"http://\S+", served.stdout.readline())[0]
         key = served.stdout.readline().split()[-1]
         there = run("run", graph, EIFFEL, "--decode", "--url", url, "--api-key", key)
         assert there == run("run", graph, EIFFEL, "--decode")

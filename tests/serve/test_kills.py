@@ -176,7 +176,7 @@ def test_only_the_poison_fails_with_the_reason_and_the_bytes(fake: Any, experime
         innocent += [people[k % 2].submit([experiment(tokens=k)]) for k in range(12, 15)]
         for job in (exits, starves, *innocent):
             job.wait(timeout_s=120)
-        with pytest.raises(RemoteError, match=r"alone in it, it exited with code 9, and held [0-9.]+ MiB"):
+        with pytest.raises(RemoteError, match=r"alone in it, it exited with code 9, and held [0-9.]+ [MG]iB"):
             exits.each()
         with pytest.raises(RemoteError, match=r"was ended by SIGKILL \(out of memory, perhaps\)") as caught:
             starves.each()
