@@ -14,6 +14,7 @@ from glassworks.graph.messages import decode_error
 from glassworks.serve import dispatch
 from glassworks.serve.deaths import Death
 from glassworks.serve.dispatch import Dispatcher
+from glassworks.serve.flights import KILLS_ALONE
 from glassworks.serve.ledger import Ledger
 from glassworks.serve.metrics import Metrics
 from glassworks.serve.records import JobRow, NewJob
@@ -221,6 +222,28 @@ def test_who_kills_its_worker_alone_is_blamed_with_reason_and_bytes(
         eventually(lambda: good.id in worker.got)
         worker.done(good.id)
     eventually(lambda: status(ledger, good) == "done")
+
+
+def test_who_is_alone_when_somebody_kills_workers_is_not_blamed_soon(
+    dispatcher: Dispatcher, worker: Played, ledger: Ledger, run: Callable[..., JobRow], deaths: dict[int, Death]
+) -> None:
+    dispatcher.start()
+    worker.appear()
+    row = run()
+    for _ in range(KILLS_ALONE):
+        eventually(lambda: row.id in worker.got)
+        deaths[worker.pid] = Death(worker.pid, None, 9, 2**30, from_outside=True)
+        worker.die()
+        worker.appear()
+    eventually(lambda: row.id in worker.got)
+    assert status(ledger, row) == "running"
+    deaths[worker.pid] = Death(worker.pid, None, 9, 2**30, from_outside=True)
+    worker.die()
+    eventually(lambda: status(ledger, row) == "failed")
+    found = ledger.results(row.id, "a")
+    assert found is not None
+    assert "SIGKILL (from outside, as it seems)" in str(decode_error(bytes(joined(found[2]))))
+    worker.appear()
 
 
 def test_an_answer_of_an_old_attempt_counts_for_nothing(

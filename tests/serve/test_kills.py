@@ -23,6 +23,7 @@ import glassworks as gw
 from glassworks.client import HTTPTransport, RemoteBackend
 from glassworks.errors import RemoteError
 from glassworks.graph.jobs import ENDED
+from glassworks.serve import supervise
 from glassworks.serve.supervise import Running, running_service
 from serve.books import books_of, check_books
 from serve.crowd import KEYS, Client, ended, figure, is_alive, is_up, kill_web, kill_worker, person, wait_for
@@ -164,8 +165,11 @@ def test_the_supervisor_is_killed_and_another_service_goes_on(fake: Any, experim
 # Jobs that kill.
 
 
-def test_only_the_poison_fails_with_the_reason_and_the_bytes(fake: Any, experiment: Any) -> None:
+def test_only_the_poison_fails_with_the_reason_and_the_bytes(
+    fake: Any, experiment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One job ends the process, one is ended with it for want of memory; others are before, between and behind them."""
+    monkeypatch.setattr(supervise, "memory_kills", itertools.count().__next__)  # the kernel's count, as it would rise
     with running_service("small", keys=["gw-a", "gw-b"], limits=fake.LIMITS, worker_command=fake.FAKE) as running:
         transports = [HTTPTransport(running.url, api_key=key) for key in ("gw-a", "gw-b")]
         people = [RemoteBackend(own, "small", patience_s=60.0) for own in transports]

@@ -1,14 +1,17 @@
 """When a child that has ended is started again, by a clock that the test holds."""
 
 import itertools
+import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from glassworks.serve import supervise
+from glassworks.serve import deaths, supervise
+from glassworks.serve.deaths import death_of
 from glassworks.serve.supervise import _Child
 
 
@@ -87,3 +90,37 @@ def test_nobody_waits_for_anothers_pause(child: Any) -> None:
 def test_the_log_says_what_has_ended(child: Any, caplog: pytest.LogCaptureFixture) -> None:
     child.until(0.25)
     assert "the child has ended (exit code 0); it is started again" in caplog.text
+
+
+@pytest.mark.parametrize(("counts", "from_outside"), [([7, 7], True), ([7, 8], False), ([None, None], False)])
+def test_a_kill_is_from_outside_where_the_kernel_was_not_short_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, counts: list[int | None], from_outside: bool
+) -> None:
+    monkeypatch.setattr(supervise, "memory_kills", iter(counts).__next__)
+    path = tmp_path / "deaths.jsonl"
+    child = _Child(name="child", command=[sys.executable, "-c", "import time; time.sleep(60)"], fds=[], deaths=path)
+    child.start()
+    child.process.kill()
+    while child.poll() is None:
+        time.sleep(0.01)
+    death = death_of(path, child.process.pid)
+    assert death is not None
+    assert (death.signal, death.code, death.from_outside) == (signal.SIGKILL, None, from_outside)
+
+
+def test_what_ends_by_itself_was_not_ended_from_outside(tmp_path: Path) -> None:
+    path = tmp_path / "deaths.jsonl"
+    child = _Child(name="child", command=[sys.executable, "-c", "raise SystemExit(9)"], fds=[], deaths=path)
+    child.start()
+    while child.poll() is None:
+        time.sleep(0.01)
+    death = death_of(path, child.process.pid)
+    assert death is not None
+    assert (death.signal, death.code, death.from_outside) == (None, 9, False)
+
+
+def test_the_kernels_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deaths, "_VMSTAT", tmp_path / "vmstat")
+    assert deaths.memory_kills() is None
+    (tmp_path / "vmstat").write_text("nr_free_pages 100\noom_kill 3\n")
+    assert deaths.memory_kills() == 3

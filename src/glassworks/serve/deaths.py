@@ -13,28 +13,45 @@ from pathlib import Path
 from glassworks.units import spelled
 
 _KEPT = 1000
+_VMSTAT = Path("/proc/vmstat")
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """The end of a worker. `code`: as it exited, None if a signal ended it; `peak_bytes`: the most memory it held."""
+    """The end of a worker.
+
+    Attributes:
+        code: as it exited, None if a signal ended it. peak_bytes: the most memory it held.
+        from_outside: by SIGKILL, and the kernel ended nothing for want of memory while it ran: somebody, or something,
+            that knows nothing of jobs.
+    """
 
     pid: int
     code: int | None
     signal: int | None
     peak_bytes: int
+    from_outside: bool = False
 
     def __str__(self) -> str:
-        how = f"exited with code {self.code}" if self.signal is None else f"was ended by {_name(self.signal)}"
+        how = f"exited with code {self.code}" if self.signal is None else f"was ended by {self._signal(self.signal)}"
         return f"it {how}, and held {spelled(self.peak_bytes)} at most"
 
+    def _signal(self, number: int) -> str:
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            return f"signal {number}"
+        why = "from outside, as it seems" if self.from_outside else "out of memory, perhaps"
+        return f"{name} ({why})" if number == signal.SIGKILL else name
 
-def _name(number: int) -> str:
+
+def memory_kills() -> int | None:
+    """How many processes the kernel has ended for want of memory so far; None: it does not say."""
     try:
-        name = signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-    return f"{name} (out of memory, perhaps)" if number == signal.SIGKILL else name
+        counts = dict(line.split() for line in _VMSTAT.read_text().splitlines())
+        return int(counts["oom_kill"])
+    except (OSError, KeyError, ValueError):
+        return None
 
 
 def record(path: Path, death: Death) -> None:

@@ -359,7 +359,7 @@ class Dispatcher:
         left = [flight for flight in flights if flight.over_s is None]
         death = self._death(pid) if left else None
         for flight in left:
-            if not over and self._flights.died(flight):
+            if not over and self._flights.died(flight, from_outside=death is not None and death.from_outside):
                 self._fail(flight, _blamed(death))
             else:
                 self._requeue(flight, f"the worker ended: {death or 'nobody saw how'}", suspect=not over)

@@ -13,6 +13,8 @@ from glassworks.serve.records import JobRow
 
 DEATHS_ALONE = 2
 """So many workers may die under a job that is alone in them."""
+KILLS_ALONE = 5
+"""So many, where each was ended from outside, which need not be the job's doing."""
 
 
 @dataclass(eq=False, slots=True)
@@ -47,7 +49,7 @@ class Flights:
         self._each, self._all = each, all
         self._flights: dict[str, Flight] = {}
         self._counts: dict[str, int] = {}
-        self._deaths: dict[str, int] = {}
+        self._deaths: dict[str, list[bool]] = {}
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -92,11 +94,13 @@ class Flights:
             self._deaths.pop(id, None)
         return flight
 
-    def died(self, flight: Flight) -> bool:
+    def died(self, flight: Flight, *, from_outside: bool) -> bool:
         """The worker died under a job; whether the job is to blame."""
-        if flight.alone:
-            self._deaths[flight.row.id] = self._deaths.get(flight.row.id, 0) + 1
-        return self._deaths.get(flight.row.id, 0) >= DEATHS_ALONE
+        if not flight.alone:
+            return False
+        deaths = self._deaths.setdefault(flight.row.id, [])
+        deaths.append(from_outside)
+        return deaths.count(False) >= DEATHS_ALONE or len(deaths) >= KILLS_ALONE
 
     def culprit(self, stats: Mapping[str, Any]) -> Flight | None:
         """Whose work a worker that hangs is in, by what it last said; None: nobody knows."""

@@ -26,7 +26,7 @@ from glassworks.client.base import Request
 from glassworks.client.http import HTTPTransport
 from glassworks.errors import InputError, ModelError, RemoteError
 from glassworks.graph.limits import Limits
-from glassworks.serve.deaths import Death, record
+from glassworks.serve.deaths import Death, memory_kills, record
 from glassworks.serve.keys import Keys, digest_of
 from glassworks.serve.quotas import Quotas
 from glassworks.serve.state import State
@@ -49,6 +49,7 @@ class _Child:
     Attributes:
         deaths: where it is written down how it ended. started_s: when it was started last, by `time.monotonic()`.
         pause_s: how long it is to wait when it ends soon. due_s: when one that has ended is started again.
+        kills: how many processes the kernel had ended for want of memory when it was started.
     """
 
     name: str
@@ -59,8 +60,10 @@ class _Child:
     started_s: float = 0.0
     pause_s: float = 0.0
     due_s: float | None = None
+    kills: int | None = None
 
     def start(self) -> None:
+        self.kills = memory_kills()
         # A session of its own: a Ctrl-C is the supervisor's, which stops the children in order.
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.DEVNULL, pass_fds=tuple(self.fds), start_new_session=True
@@ -92,10 +95,10 @@ class _Child:
 
     def _write_down(self, code: int, peak_bytes: int) -> None:
         if self.deaths is not None:
-            by_signal = code < 0
+            number = -code if code < 0 else None
+            from_outside = number == signal.SIGKILL and self.kills is not None and self.kills == memory_kills()
             record(
-                self.deaths,
-                Death(self.process.pid, None if by_signal else code, -code if by_signal else None, peak_bytes),
+                self.deaths, Death(self.process.pid, code if number is None else None, number, peak_bytes, from_outside)
             )
 
     def stop(self) -> None:
