@@ -45,7 +45,7 @@ def through(fake: Any, handle: Any) -> InProcessTransport:
     own = host.handle
 
     def changed(method: str, path: str, body: Any = None) -> Any:
-        return handle(body) if path == "/run" else own(method, path, body)
+        return handle(body) if path.startswith("/run") else own(method, path, body)
 
     host.handle = changed  # type: ignore[method-assign]
     return InProcessTransport(LocalService("small", host, fake.LIMITS).handle)
