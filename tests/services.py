@@ -42,7 +42,7 @@ class Here:
 
     def client(self, key: str | None = ANN) -> httpx.Client:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        return httpx.Client(base_url=self.url, headers=headers, trust_env=False, timeout=30)
+        return httpx.Client(base_url=self.url, headers=headers, trust_env=False, timeout=120)
 
     def ask(self, method: str, path: str, *, key: str | None = ANN, **options: Any) -> httpx.Response:
         with self.client(key) as client:
@@ -140,7 +140,7 @@ def answers(fake: Any) -> Callable[[dict[str, Any]], tuple[int, bytes]]:
     return lambda head: (200, found[head.get("what")])
 
 
-def eventually(what: Callable[[], Any], *, timeout_s: float = 20.0) -> Any:
+def eventually(what: Callable[[], Any], *, timeout_s: float = 60.0) -> Any:
     end = time.monotonic() + timeout_s
     while not (found := what()):
         assert time.monotonic() < end, "it did not come to pass"

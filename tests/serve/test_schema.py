@@ -23,7 +23,7 @@ CHECKS = [
     response_headers_conformance, ignored_auth, unsupported_method,
 ]  # fmt: skip
 OPEN = {"/healthz", "/metrics"}
-FEW, MANY = 4, 250
+FEW, MANY = 4, 60
 
 
 @pytest.fixture(scope="module")
