@@ -64,8 +64,8 @@ def scarce_wait_s(model: Any, policy: str, bound_s: float, link_blocks: float | 
         links = {"out": EmulatedLink(speed, clock.now_s), "back": EmulatedLink(speed, clock.now_s)}
     kv = gw.KVBudget(device=BLOCK_BYTES * 18, host="8MiB")
     engine = gw.Engine(
-        model, policy=policy, rows=4, starvation_s=bound_s, clock=clock, block_tokens=4, kv=kv, share=False, poison=True,
-        **links,
+        model, policy=policy, rows=4, starvation_s=bound_s, clock=clock, block_tokens=4, kv=kv, share=False,
+        poison=True, **links,
     )  # fmt: skip
     readings = iter(range(10**9))
     monkeypatch.setattr(engine, "_timer", lambda: next(readings) * ITERATION_S)
