@@ -184,7 +184,8 @@ def test_only_the_poison_fails_with_the_reason_and_the_bytes(
             exits.each()
         with pytest.raises(RemoteError, match=r"was ended by SIGKILL \(out of memory, perhaps\)") as caught:
             starves.each()
-        assert float(str(caught.value).partition("held ")[2].partition(" MiB")[0]) >= 192
+        size, unit = str(caught.value).partition("held ")[2].split()[:2]
+        assert float(size) * {"MiB": 1, "GiB": 1024}[unit] >= 192
         for k, job in enumerate(innocent, start=1):
             assert job.each()[0]["s"] == fake.zeros(1, k, 8)
         books = books_of(running.state)
