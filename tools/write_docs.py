@@ -30,10 +30,17 @@ def cli() -> str:
     group: Any = typer.main.get_command(app)
     top = _context(group, "glassworks", None)
     parts = [HEAD, f"```text\n{group.get_help(top)}\n```\n"]
+    return "\n".join([*parts, *_commands(group, top)])
+
+
+def _commands(group: Any, parent: Any) -> list[str]:
+    """A section for each command, and for each command below it."""
+    parts = []
     for name, command in group.commands.items():
-        help_ = command.get_help(_context(command, name, top))
-        parts.append(f"## glassworks {name}\n\n```text\n{help_}\n```\n")
-    return "\n".join(parts)
+        own = _context(command, name, parent)
+        parts.append(f"## {own.command_path}\n\n```text\n{command.get_help(own)}\n```\n")
+        parts += _commands(command, own) if hasattr(command, "commands") else []
+    return parts
 
 
 def _context(command: Any, name: str, parent: Any) -> Any:
@@ -132,6 +139,13 @@ EXAMPLES = {
     "InputError": "with model.trace([3, 4, 100_000]):\n    model.logits.save()",
     "RemoteError": "gw.connect('http://127.0.0.1:9', api_key='gw_x').models()",
     "WireError": "gw.Graph.decode(b'not a graph of ours')",
+    "QuotaExceeded": "from glassworks.serve.quotas import Quotas\n"
+    "from glassworks.serve.supervise import running_service\n\n"
+    "with running_service('toy', quotas=Quotas(unfinished_jobs=1)) as service:\n"
+    "    there = gw.connect(service.url, api_key=service.key).model('toy')\n"
+    "    for _ in range(2):\n"
+    "        with there.generate(prompt, max_new_tokens=1000, wait=False, eos_token_id=[]):\n"
+    "            pass",
     "LimitExceeded": "there = gw.connect(model)\nwith there.trace(prompt):\n"
     "    there.layers[0].output.repeat(1, 10_000, 1_000).sum().save()",
 }

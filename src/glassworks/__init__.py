@@ -25,6 +25,7 @@ from glassworks.errors import (
     NotSaved,
     NotTaken,
     OrderError,
+    QuotaExceeded,
     RemoteError,
     ScopeError,
     Unauthorized,
@@ -80,9 +81,9 @@ _HOMES = {
 
 __all__ = [
     "BudgetExceeded", "Cancelled", "CostTable", "Engine", "GlassworksError", "Graph", "GraphError", "InputError",
-    "KVBudget", "LimitExceeded", "Model", "ModelError", "NotSaved", "NotTaken", "OrderError", "RemoteError",
-    "Reply", "Request", "ScopeError", "Unauthorized", "UnknownOperation", "UnknownSite", "Value", "WireError",
-    "WriteError", "apply", "arrivals", "cond", "connect", "input", "load", "log", "operations", "results",
+    "KVBudget", "LimitExceeded", "Model", "ModelError", "NotSaved", "NotTaken", "OrderError", "QuotaExceeded",
+    "RemoteError", "Reply", "Request", "ScopeError", "Unauthorized", "UnknownOperation", "UnknownSite", "Value",
+    "WireError", "WriteError", "apply", "arrivals", "cond", "connect", "input", "load", "log", "operations", "results",
     "simulate", "values", "wrap",
 ]  # fmt: skip
 

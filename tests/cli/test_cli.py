@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,7 +54,19 @@ COMMANDS = {
         "--device-memory",
         "--dry-run",
     ],
-    "serve": ["--host", "--port", "--api-key"],
+    "serve": [
+        "--host",
+        "--port",
+        "--state",
+        "--api-key",
+        "--policy",
+        "--rows",
+        "--kv-device",
+        "--kv-host",
+        "--run-s",
+        "--day-s",
+        "--max-jobs",
+    ],
 }
 
 
@@ -253,12 +266,13 @@ def test_run_says_that_a_graph_of_steps_needs_a_number(run, steps):
 # serve
 
 
-def test_serve_says_where_and_the_same_graph_runs_there(run, graph):
+def test_serve_says_where_and_the_same_graph_runs_there(run, graph, tmp_path):
     command = [sys.executable, "-c", "from glassworks.cli.main import main; main()", "serve", "toy", "--port", "0"]
+    command += ["--state", str(tmp_path / "state")]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
     served = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
-        url = served.stdout.readline().split()[-1]
+        url = re.search(r"http://\S+", served.stdout.readline())[0]
         key = served.stdout.readline().split()[-1]
         there = run("run", graph, EIFFEL, "--decode", "--url", url, "--api-key", key)
         assert there == run("run", graph, EIFFEL, "--decode")
@@ -271,10 +285,21 @@ def test_serve_says_where_and_the_same_graph_runs_there(run, graph):
         served.stdout.close()
 
 
-def test_serve_refuses_an_address_that_it_cannot_have(run):
-    code, _, err = run("serve", "toy", "--host", "192.0.2.1")
+def test_serve_refuses_an_address_that_it_cannot_have(run, tmp_path):
+    code, _, err = run("serve", "toy", "--host", "192.0.2.1", "--state", tmp_path / "state")
     assert code == 2
     assert "cannot listen" in err
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "message"),
+    [("--policy", "fifo", "fcfs"), ("--kv-device", "lots", "64MiB"), ("--kv-host", "1 XB", "64MiB")],
+)
+def test_serve_refuses_what_its_worker_could_not_take_before_it_starts_one(run, tmp_path, option, given, message):
+    code, _, err = run("serve", "toy", option, given, "--state", tmp_path / "state")
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "state").exists()
 
 
 # demo

@@ -120,14 +120,14 @@ def connection(
     model = place_of("llama", request.param, services).model
     own = model.backend.transport
     sent: list[bytes] = []
-    real = type(own).request
+    real = type(own).send
 
-    def request_(self: Any, method: str, path: str, body: bytes | None = None) -> Any:
-        if self is own:  # in one process the web side speaks to the worker in the same way
-            sent.append(body or b"")
-        return real(self, method, path, body)
+    def send(self: Any, request: Any) -> Any:
+        if self is own:
+            sent.append(request.body or b"")
+        return real(self, request)
 
-    monkeypatch.setattr(type(own), "request", request_)
+    monkeypatch.setattr(type(own), "send", send)
     return model, sent
 
 

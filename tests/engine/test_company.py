@@ -2,13 +2,14 @@
 
 import os
 import threading
+import time
 from typing import Any
 
 import pytest
 import torch
 
 import glassworks as gw
-from engine.test_schedules import check_nothing_left
+from engine.test_schedules import check_nothing_left, model_of
 from families import FAMILIES, LLAMA, of_type
 
 PROMPT, OTHER = [5, 6, 7, 8], [9, 9, 9]
@@ -75,6 +76,28 @@ def test_a_graphs_function_may_call_requests_off(model: Any, which: str) -> None
     assert isinstance(replies[which].error, gw.Cancelled)
     assert replies["innocent"].wait().tokens == model.complete([4, 4], max_new_tokens=4).tokens
     check_nothing_left(engine)
+
+
+def test_what_runs_by_itself_has_a_clock_of_its_own(model: Any) -> None:
+    """Who looks on from outside ends what takes too long: not what came late because others were before it."""
+    seen: list[float] = []
+
+    def function(value: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.1)
+        since_s = engine.now().since_s
+        assert since_s is not None
+        seen.append(time.perf_counter() - since_s)
+        return value
+
+    with model.record() as t:
+        gw.apply(function, model.layers[0].output).save("read")
+    engine = gw.Engine(model)
+    for _ in range(5):
+        engine.submit(gw.Request(PROMPT, 1, t.graph), alone=True)
+    engine.drain()
+    assert len(seen) == 5
+    assert engine.stats.iterations < 5
+    assert max(seen) < 0.35
 
 
 def test_a_graphs_function_cannot_wait_for_the_engine_that_runs_it(model: Any) -> None:
@@ -219,3 +242,90 @@ def test_what_is_no_request(model: Any) -> None:
         engine.submit(gw.Request(PROMPT, options={"num_beams": 2}))
     with pytest.raises(gw.InputError, match="inputs"):
         engine.submit(gw.Request(PROMPT, inputs={"x": torch.zeros(1)}))
+
+
+# What a graph writes may make the model fail; a model that fails is nobody else's business.
+
+
+def out_of_range(model: Any) -> gw.Graph:
+    with model.record() as t, t.steps[1:]:
+        model.model.embed_tokens.input[:] = 10**6
+        model.layers[0].output.save("read")
+    return t.graph
+
+
+def test_ids_out_of_range_end_the_request_that_wrote_them(model: Any) -> None:
+    engine = gw.Engine(model, block_tokens=4)
+    bad, good = engine.run([gw.Request(PROMPT, 6, out_of_range(model)), gw.Request(OTHER, 6)])
+    assert isinstance(bad.error, IndexError)
+    assert not bad.in_company
+    assert good.wait().tokens == model.complete(OTHER, max_new_tokens=6).tokens
+    check_nothing_left(engine)
+
+
+def test_experts_out_of_range_end_the_request_that_wrote_them() -> None:
+    bare = FAMILIES["mixtral"]().double()
+    bare.set_experts_implementation("batched_mm")
+    model = gw.wrap(bare)
+    with model.record() as t, t.steps[1:]:
+        _, _, experts = model.model.layers[0].mlp.gate.output
+        experts[:] = 77
+        model.layers[2].output.save("read")
+    engine = gw.Engine(model, block_tokens=4)
+    bad, good = engine.run([gw.Request(PROMPT, 6, t.graph), gw.Request(OTHER, 6)])
+    assert isinstance(bad.error, IndexError | RuntimeError)
+    assert good.wait().tokens == model.complete(OTHER, max_new_tokens=6).tokens
+
+
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("family", ["bloom", "mamba", "llama"])
+def test_a_function_that_calls_its_own_request_off_leaves_nothing_behind(family: str, start: int) -> None:
+    model, _ = model_of(family)
+    replies: list[gw.Reply] = []
+
+    def function(value: torch.Tensor) -> torch.Tensor:
+        replies[0].cancel()
+        return value
+
+    with model.record() as t, t.steps[start:]:
+        gw.apply(function, model.layers[0].output).save("read")
+    engine = gw.Engine(model, block_tokens=4)
+    replies += [engine.submit(gw.Request(PROMPT, 4, t.graph)), engine.submit(gw.Request(OTHER, 4))]
+    engine.drain()
+    assert isinstance(replies[0].error, gw.Cancelled)
+    assert replies[1].wait().tokens == model.complete(OTHER, max_new_tokens=4).tokens
+    check_nothing_left(engine)
+
+
+def test_forgetting_reaches_what_is_under_way() -> None:
+    bare = FAMILIES["llama"]().double()
+    model = gw.wrap(bare)
+    engine = gw.Engine(model, block_tokens=4)
+    prompt = list(range(3, 23))
+    under_way = engine.submit(gw.Request(prompt, 6, options={"eos_token_id": []}))
+    for _ in range(3):
+        engine.step()
+    with torch.no_grad():
+        bare.model.layers[1].mlp.down_proj.weight.mul_(-3)
+    engine.forget()
+    under_way.wait()
+    for shared in (0, 16):  # the first was computed anew, and its beginning may be shared again
+        reply = engine.submit(gw.Request(prompt, 4)).wait()
+        assert reply.timing.shared_tokens == shared
+        assert reply.tokens == model.complete(prompt, max_new_tokens=4).tokens
+
+
+def test_a_function_of_ours_that_was_looked_up_in_a_step_may_be_called_after_it(model: Any, bare: Any) -> None:
+    """As another thread does that is in the middle of a forward pass when the step ends."""
+    from transformers import AttentionInterface
+
+    from glassworks.run import registered
+
+    engine = gw.Engine(model)
+    engine.submit(gw.Request(PROMPT, 2)).wait()
+    attention = bare.model.layers[0].self_attn
+    q, k, v = (torch.randn(1, heads, 3, 8, dtype=torch.float64) for heads in (4, 2, 2))
+    ours = AttentionInterface()[registered.NAME](attention, q, k, v, None, scaling=0.3)[0]
+    theirs = AttentionInterface()["sdpa"](attention, q, k, v, None, scaling=0.3)[0]
+    assert torch.equal(ours, theirs)
+    assert not any("glassworks" in name for name in vars(bare.config))

@@ -40,6 +40,20 @@ def test_a_stop_text_ends_a_reply_also_across_tokens(toy: Any, stop: str) -> Non
     assert engine.pending == 0
 
 
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_stop_text_leaves_what_a_graph_makes_of_the_tokens(toy: Any, alone: bool) -> None:
+    with toy.generate(EIFFEL, max_new_tokens=6) as t:
+        with t.steps[:]:
+            toy.layers[0].output[:, -1].save("read")
+        (t.result + 0).save("all")
+    engine = gw.Engine(toy)
+    reply = engine.submit(gw.Request(EIFFEL, max_new_tokens=6, graph=t.graph, stop=["aris"]), alone=alone).wait()
+    assert reply.finish == "stop"
+    count = len(reply.tokens)
+    assert (reply.saves["all"].tolist(), len(reply.saves["read"])) == ([reply.tokens], count)
+    assert (reply.results.forwards, reply.results.alive) == (count, [[[True]] * count])
+
+
 def test_a_stop_text_ends_what_runs_by_itself_too() -> None:
     class Letters:
         """A tokenizer of one letter a token, as far as an engine needs one."""

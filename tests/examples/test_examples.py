@@ -18,6 +18,7 @@ SAYS = {
     "live": "The Eiffel Tower is in the city of Rome",
     "logit_lens": "after layer 5:  Paris",
     "remote": "the same bits: True",
+    "service": "to the other key it is unknown",
     "serving": "The Louvre is in the city of Rome",
     "steering": "The Louvre is in the city of Rome",
     "stored_graph": "Paris  Rome  Berlin  London  Moscow  Athens  Tokyo  Cairo",

@@ -369,6 +369,21 @@ def test_errors_keep_their_type_message_and_notes(kind: type[Exception]) -> None
     assert back.__notes__ == ["  at notebook.py:3"]
 
 
+def test_an_error_says_which_field_is_wrong_where_that_is_known() -> None:
+    error = errors.InputError("temperature must be at most 2")
+    assert set(json.loads(messages.encode_error(error))["error"]) == {"version", "type", "message", "notes"}
+    error.param, error.code = "temperature", None  # type: ignore[attr-defined]
+    sent = messages.encode_error(error)
+    assert json.loads(sent)["error"] | {"notes": []} == {
+        "version": 1, "type": "InputError", "message": "temperature must be at most 2", "notes": [],
+        "param": "temperature", "code": None,
+    }  # fmt: skip
+    back: Any = messages.decode_error(sent)
+    assert type(back) is errors.InputError
+    assert back.param == "temperature"
+    assert not hasattr(back, "code")
+
+
 def test_other_errors_become_remote_errors_that_name_the_type() -> None:
     class OutOfMemoryError(RuntimeError):
         pass

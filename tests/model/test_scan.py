@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from transformers import BatchFeature
 
-from families import FAMILIES
+from families import FAMILIES, MORE_FAMILIES
 from glassworks.errors import ModelError
 from glassworks.graph.sites import from_json, to_json
+from glassworks.model.anatomy import build_table
 from glassworks.model.scan import scan, scan_fake
 
 
@@ -288,3 +289,17 @@ def test_an_order_of_modules_that_depends_on_the_input_is_refused():
 
     with pytest.raises(ModelError, match="in one order"):
         scan(Fickle())
+
+
+@pytest.mark.parametrize(
+    ("family", "site", "axes"),
+    [
+        ("gptj", "transformer.h.1.attn.attn_dropout.output", ("batch", 4, "seq", "context")),
+        ("bloom", "transformer.h.1.self_attention.output[1]", ("batch", 4, "seq", "context")),
+        ("opt", "model.decoder.embed_positions.input", ("batch", "context")),
+        ("bert", "layers.1.attn.probs", ("batch", 4, "seq", "context")),
+        ("t5", "decoder.layers.1.attn.probs", ("batch", 4, "seq", "context")),
+    ],
+)
+def test_what_is_looked_back_at_is_told_from_what_enters(family, site, axes):
+    assert build_table({**FAMILIES, **MORE_FAMILIES}[family]()).sites[site].axes == axes

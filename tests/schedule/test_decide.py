@@ -34,10 +34,7 @@ def test_every_decision_respects_rows_tokens_blocks_and_places(table, starving):
     jobs, limits, memory = table
     before = state(jobs)
     waits = [(job.id * 7) % 5 for job in jobs]
-    due = [job for job in jobs if job.place is Place.HOST][:1]
-    found = decide(
-        jobs, limits=limits, memory=memory, waits_s=lambda: waits, starving=starving, due=due, reserve_blocks=3
-    )
+    found = decide(jobs, limits=limits, memory=memory, waits_s=lambda: waits, starving=starving, reserve_blocks=3)
     check(found, jobs, limits, memory)
     assert state(jobs) == before, "the decision is pure"
 

@@ -6,9 +6,9 @@ from glassworks.errors import InputError
 from glassworks.schedule import scheduler
 from glassworks.schedule.base import Job
 from glassworks.schedule.cost import OPT_13B, IterationCost
-from glassworks.schedule.fair import Fair
+from glassworks.schedule.fair import _AWAY, Fair
 from glassworks.schedule.fcfs import Fcfs
-from glassworks.schedule.lengths import Learned
+from glassworks.schedule.lengths import _GROUPS, Learned
 from glassworks.schedule.mlfq import Mlfq
 from glassworks.schedule.predicted import Predicted
 from glassworks.schedule.simulate import simulate
@@ -149,3 +149,28 @@ def test_names_are_checked():
         scheduler("mlfq", inner="fcfs")
     with pytest.raises(InputError, match="inner policy"):
         scheduler("fair", inner="fair")
+
+
+def test_users_who_are_away_do_not_fill_the_memory() -> None:
+    policy, learned = Fair(Fcfs(COST)), Learned()
+    for k in range(3 * _AWAY):
+        job = Job(id=k, arrival_s=float(k), prompt_tokens=4, max_new_tokens=4, user=f"user {k}")
+        policy.arrive(job)
+        job.computed_tokens, job.produced_tokens = 4, k % 5
+        policy.finish(job)
+        learned.observe(4, 1 + k % 5, job.user)
+    assert len(policy.received) <= _AWAY
+    assert not policy._jobs
+    assert len(learned._means) <= _GROUPS
+    assert learned.predict(4, 100, "somebody") is not None
+
+
+def test_who_is_ahead_and_comes_back_is_still_behind() -> None:
+    policy = Fair(Fcfs(COST))
+    jobs = [Job(id=k, arrival_s=0.0, prompt_tokens=4, max_new_tokens=9, user=u) for k, u in enumerate("aabb")]
+    for job in jobs[0], jobs[2]:
+        policy.arrive(job)
+    jobs[0].computed_tokens, jobs[0].produced_tokens = 4, 9
+    policy.finish(jobs[0])
+    policy.arrive(jobs[1])
+    assert policy.order([jobs[1], jobs[2]]) == [jobs[2], jobs[1]]

@@ -1,5 +1,7 @@
 """The bound on starvation: it holds under every policy, and without it one starves."""
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from glassworks.errors import InputError
 from glassworks.schedule import scheduler
 from glassworks.schedule.simulate import simulate
+from glassworks.schedule.store import LimitedKV
 from schedule.watched import EVEN, STEP_S, requests, watched
 
 ROWS, BOUND_S = 4, 0.2
@@ -50,6 +53,51 @@ def test_as_many_as_rows_past_the_bound_are_served_at_once(rows, bound_s, length
     made = watched(policy, starvation_s=bound_s)
     simulate(requests(jobs), policy=made, rows=rows, tokens=64, cost=EVEN)
     assert max(made.longest_waits_s().values()) <= bound_s + 2 * STEP_S + 1e-9
+
+
+def scarce(seed):
+    """Long jobs, short ones that come one after the other, and a store that holds little more than one long job."""
+    draw = random.Random(seed)
+    rows = [(0.0, draw.randint(4, 60), draw.randint(20, 60)) for _ in range(ROWS)]
+    rows += [(STEP_S * 4 * n * draw.uniform(0.8, 1.2), draw.randint(2, 20), draw.randint(1, 6)) for n in range(25)]
+    largest = max(-(-(prompt + output) // 16) for _, prompt, output in rows)
+    return requests(sorted(rows)), largest + draw.randint(2, 8)
+
+
+def longest_wait_s(policy, seed, link, bound_s):
+    """With scarce blocks; None: more than rows were past the bound at once, and nothing is promised."""
+    asked, blocks = scarce(seed)
+    made, past = watched(policy, starvation_s=bound_s), []
+    decide = made.inner.decide
+
+    def counted(jobs, *, now_s, **more):
+        past.append(sum(now_s - job.last_served_s >= bound_s for job in jobs))
+        return decide(jobs, now_s=now_s, **more)
+
+    made.inner.decide = counted
+    simulate(asked, policy=made, rows=ROWS, kv=LimitedKV(blocks, 10**6, 16, link), cost=EVEN)
+    return None if max(past) > ROWS else max(made.longest_waits_s().values()), blocks
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "mlfq", "srpt-predicted", "fair"])
+@pytest.mark.parametrize(("link", "bound_s"), [(None, 0.2), (4000.0, 0.2), (1000.0, 0.2), (400.0, 0.4)])
+def test_it_holds_where_blocks_are_scarce(policy, link, bound_s):
+    waits = [longest_wait_s(policy, seed, link, bound_s)[0] for seed in range(25)]
+    promised = [wait for wait in waits if wait is not None]
+    assert len(promised) > 15
+    assert max(promised) <= bound_s + 2 * STEP_S + 1e-9
+    assert max(promised) > bound_s / 2, "some were made to wait"
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "mlfq", "srpt-predicted", "fair"])
+@pytest.mark.parametrize("link", [400.0, 200.0])
+def test_a_slower_link_than_the_bound_allows_adds_the_time_of_copies(policy, link):
+    """Half the bound is less than the jobs that are away need to come in turns: it cannot be promised, but two rounds
+    of copies of the whole store, out and back, are enough."""
+    for seed in range(25):
+        wait, blocks = longest_wait_s(policy, seed, link, BOUND_S)
+        if wait is not None:
+            assert wait <= BOUND_S + 2 * STEP_S + 4 * blocks / link + 1e-9
 
 
 def test_a_promoted_job_stays_in_front_until_served_and_starts_anew():

@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,7 +12,10 @@ import pytest
 
 from glassworks.graph.backend import Experiment, Inputs, Rows
 from glassworks.graph.graph import Graph
+from glassworks.graph.messages import encode_request
 from glassworks.graph.nodes import ALL_ROWS, Node, Ref, SentLine
+from played import Played
+from services import Here, answers, service_here, worker_here
 
 
 def _load() -> ModuleType:
@@ -46,3 +50,54 @@ def make_experiment(*calls: tuple[str, *tuple[Any, ...]], tokens: int = 3) -> Ex
 @pytest.fixture(scope="session")
 def experiment() -> Any:
     return make_experiment
+
+
+@pytest.fixture(scope="module")
+def here(fake: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
+    """A service with the fake model, in threads of this process; jobs run one after the other."""
+    folder = tmp_path_factory.mktemp("here")
+    with (
+        worker_here(folder / "w", fake.FakeBackend(), fake.LIMITS) as path,
+        service_here(folder, {"small": path}, limits=fake.LIMITS) as found,
+    ):
+        yield found
+
+
+@pytest.fixture
+def stage(fake: ModuleType, tmp_path: Path) -> Iterator[Any]:
+    """Begins a service with a worker that the test plays: (service, worker)."""
+    with ExitStack() as stack:
+
+        def begin(**options: Any) -> tuple[Here, Played]:
+            worker = Played(tmp_path / "w", answers(fake))
+            stack.callback(worker.close)
+            found = stack.enter_context(service_here(tmp_path, {"small": str(tmp_path / "w")}, **options))
+            worker.appear()
+            assert found.ask("GET", "/v1/models/small/sites").status_code == 200
+            return found, worker
+
+        yield lambda **options: begin(**{"limits": fake.LIMITS, **options})
+
+
+@pytest.fixture(scope="session")
+def body() -> bytes:
+    """A request that runs."""
+    return encode_request("small", [make_experiment()])
+
+
+@pytest.fixture(scope="session")
+def toy() -> Any:
+    """The toy, here."""
+    import glassworks as gw
+
+    return gw.load("toy")
+
+
+@pytest.fixture(scope="session")
+def toy_service() -> Iterator[Any]:
+    """The toy in a service that several files use, and may kill processes of: `crowd.is_up` says when it is back."""
+    from glassworks.serve.supervise import running_service
+    from serve.crowd import KEYS
+
+    with running_service("toy", keys=KEYS) as found:
+        yield found

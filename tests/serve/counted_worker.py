@@ -1,4 +1,4 @@
-"""A worker whose model counts what reaches it: one byte a run, at the end of `$GLASSWORKS_RUNS`. Run as a worker is."""
+"""A worker whose model counts what reaches it: one byte a job, at the end of `$GLASSWORKS_RUNS`. Run as a worker is."""
 
 import os
 import sys
@@ -8,21 +8,20 @@ from glassworks.serve import worker
 
 def main() -> int:
     log = os.open(os.environ["GLASSWORKS_RUNS"], os.O_WRONLY | os.O_APPEND)
-    load = worker.load_host
+    load = worker.load
 
-    def counting(*args, **kwargs):
-        host = load(*args, **kwargs)
-        handle = host.handle
+    def counting(options):
+        runner = load(options)
+        begin = runner.begin
 
-        def counted(method, path, body=None):
-            if method == "POST" and path.startswith("/run"):
-                os.write(log, b".")
-            return handle(method, path, body)
+        def counted(order, says):
+            os.write(log, b".")
+            begin(order, says)
 
-        host.handle = counted
-        return host
+        runner.begin = counted
+        return runner
 
-    worker.load_host = counting
+    worker.load = counting
     return worker.main()
 
 

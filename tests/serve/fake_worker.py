@@ -2,11 +2,12 @@
 
 What is saved of a site is zeros of its shape; constants, inputs and parameters are themselves. `call mul` sleeps for
 its second argument, `call div` raises ZeroDivisionError with the line of the call, `call exp` raises a type nobody
-knows, `call log` ends the process.
+knows, `call log` ends the process, `call sqrt` takes 192 MiB and is ended by the kernel's signal for want of memory.
 """
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -96,6 +97,9 @@ class FakeBackend:
             raise Odd("no such thing")
         if name == "log":
             os._exit(9)
+        if name == "sqrt":
+            taken = b"x" * (192 * 2**20)
+            os.kill(os.getpid(), signal.SIGKILL if taken else 0)
         if name == "mul":
             time.sleep(args[1])
         return values[args[0].node]
@@ -111,6 +115,7 @@ def zeros(*shape: int) -> Blob:
 def main() -> int:
     from glassworks.serve import worker
     from glassworks.serve.host import ModelHost
+    from glassworks.serve.one_by_one import OneByOne
 
     options = worker.parser().parse_args()
     if options.model == "broken":
@@ -119,8 +124,8 @@ def main() -> int:
         time.sleep(60)
     files = {"tokenizer.json": b"{}"}
     limits = Limits(**json.loads(options.limits))
-    host = ModelHost(FakeBackend(), tokenizer=files, result_bytes=limits.result_bytes)
-    worker.run(host, socket_path=options.socket, while_open=options.while_open)
+    host = ModelHost(FakeBackend(), tokenizer=files, result_bytes=limits.result_bytes, run_s=limits.run_s)
+    worker.run(OneByOne(host), socket_path=options.socket, while_open=options.while_open)
     return 0
 
 

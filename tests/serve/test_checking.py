@@ -72,9 +72,10 @@ def process_of(pool: CheckerPool) -> int:
 
 
 def test_a_good_request_passes_and_a_bad_one_is_refused(pool: CheckerPool, experiment: Any) -> None:
-    assert asked(pool, encoded(experiment())) == (200, {"late": [[]], "forwards": 1, "tensors": []})
+    cheap = {"late": [[]], "forwards": 1, "tensors": [], "tokens": 3, "flops": 0, "bytes": 0, "result_bytes": 96}
+    assert asked(pool, encoded(experiment())) == (200, cheap)
     late = asked(pool, encoded(experiment(("unique",), ("add", 1))))[1]
-    assert late == {"late": [[1, 2]], "forwards": 1, "tensors": []}
+    assert late == {**cheap, "late": [[1, 2]], "result_bytes": 0}
     status, error = asked(pool, encoded(experiment(("system",))))
     assert (status, type(error)) == (422, UnknownOperation)
     assert "at work.py:11" in str(error)
@@ -138,7 +139,7 @@ def test_what_only_the_host_knows_is_asked_of_it(fake: Any, experiment: Any) -> 
     try:
         assert asked(pool, encoded(replace(experiment(), inputs=given)), host) == (
             200,
-            {"late": [[]], "forwards": 1, "tensors": []},
+            {"late": [[]], "forwards": 1, "tensors": [], "tokens": 1, "flops": 0, "bytes": 0, "result_bytes": 160},
         )
     finally:
         pool.close()

@@ -11,21 +11,17 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glassworks.client import HTTPTransport, InProcessTransport, RemoteBackend
+from asking import ask
+from glassworks.client import HTTPTransport, RemoteBackend
 from glassworks.errors import LimitExceeded, WireError
 from glassworks.graph import messages
 from glassworks.serve import careful
-from glassworks.serve.app import create_app
 from glassworks.serve.bodies import BodyTimes
-from glassworks.serve.checks import Checks
-from glassworks.serve.host import ModelHost
-from glassworks.serve.keys import Keys
-from glassworks.serve.service import Service
 from glassworks.serve.supervise import Running, running_service
+from services import ANN, service_here, worker_here
 
 WEB_BYTES = 200 * 10**6
 RUN = "/v1/models/small/run"
@@ -35,7 +31,7 @@ RUN = "/v1/models/small/run"
 def running(fake: Any) -> Iterator[Running]:
     with running_service("small", keys=["gw-a"], limits=fake.LIMITS, worker_command=fake.FAKE) as found:
         with HTTPTransport(found.url, api_key="gw-a") as transport:
-            transport.request("GET", "/v1/models/small/sites")
+            ask(transport, "GET", "/v1/models/small/sites")
         yield found
 
 
@@ -227,7 +223,7 @@ def test_large_bodies_pass_through_files(running: Running, fake: Any) -> None:
 
     def send() -> None:
         with HTTPTransport(running.url, api_key="gw-a") as transport:
-            found.append(transport.request("POST", RUN, body)[0])
+            found.append(ask(transport, "POST", RUN, body)[0])
 
     threads = [threading.Thread(target=send) for _ in range(64)]
     for thread in threads:
@@ -258,20 +254,13 @@ def test_anything_at_all(running: Running, parts: list[bytes]) -> None:
 
 
 @pytest.fixture
-def impatient(fake: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def impatient(fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(careful, "HEAD_S", 0.4)
-    host = ModelHost(fake.FakeBackend(), tokenizer={}, result_bytes=10_000)
-    service = Service({"small": InProcessTransport(host.handle)}, limits=fake.LIMITS, checker=Checks(fake.LIMITS))
-    app = create_app(service, Keys.of(["gw-a"]), times=BodyTimes(pause_s=0.4, whole_s=1.5))
-    config = uvicorn.Config(app, http=careful.CarefulH11, ws="none", lifespan="off", log_level="error")
-    server = uvicorn.Server(config)
-    listening = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    listening.close()
+    with (
+        worker_here(tmp_path / "w", fake.FakeBackend(), fake.LIMITS) as path,
+        service_here(tmp_path, {"small": path}, limits=fake.LIMITS, times=BodyTimes(pause_s=0.4, whole_s=1.5)) as here,
+    ):
+        yield here.url
 
 
 def slowly(url: str, data: bytes, *, pause_s: float) -> tuple[bytes, float]:
@@ -295,13 +284,13 @@ def slowly(url: str, data: bytes, *, pause_s: float) -> tuple[bytes, float]:
 
 
 def test_a_slow_head_is_given_up(impatient: str) -> None:
-    found, took_s = slowly(impatient, request("/v1/models", "GET"), pause_s=0.05)
+    found, took_s = slowly(impatient, request("/v1/models", "GET", ANN), pause_s=0.05)
     assert statuses(found) == [408]
     assert 0.3 < took_s < 2
 
 
 def test_a_second_head_on_a_connection_has_a_clock_too(impatient: str) -> None:
-    first = request("/v1/models", "GET", Connection="keep-alive")
+    first = request("/v1/models", "GET", ANN, Connection="keep-alive")
     host, port = impatient.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=3) as connection:
         connection.sendall(first)
@@ -321,7 +310,7 @@ def test_a_connection_that_says_nothing_is_given_up(impatient: str) -> None:
 
 
 def test_a_body_that_stands_still_is_given_up(impatient: str) -> None:
-    head = request(body=b"abc", Content_Length="500")
+    head = request(body=b"abc", key=ANN, Content_Length="500")
     host, port = impatient.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=3) as connection:
         connection.sendall(head)
@@ -337,7 +326,7 @@ def test_a_body_that_stands_still_is_given_up(impatient: str) -> None:
 
 def test_a_body_that_never_ends_is_given_up(impatient: str) -> None:
     """A byte now and then is no progress."""
-    head = request(Transfer_Encoding="chunked")
+    head = request(key=ANN, Transfer_Encoding="chunked")
     host, port = impatient.removeprefix("http://").split(":")
     start, found = time.monotonic(), b""
     with socket.create_connection((host, int(port)), timeout=0.1) as connection:
@@ -354,7 +343,7 @@ def test_patience_with_those_who_are_only_slow(impatient: str, experiment: Any) 
     body = messages.encode_request("small", [experiment()])
     host, port = impatient.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
-        connection.sendall(request(Content_Length=str(len(body)), Connection="close"))
+        connection.sendall(request(key=ANN, Content_Length=str(len(body)), Connection="close"))
         for start in range(0, len(body), -(-len(body) // 4)):
             time.sleep(0.15)
             connection.sendall(body[start : start + -(-len(body) // 4)])

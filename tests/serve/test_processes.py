@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from asking import ask
 from glassworks.client import HTTPTransport, Lab, RemoteBackend, remote_parts
 from glassworks.errors import InputError, LimitExceeded, ModelError, RemoteError, Unauthorized
 from glassworks.graph import messages
@@ -88,7 +89,7 @@ def test_errors_come_back_with_type_and_line(transport: HTTPTransport, experimen
 
 def test_a_body_over_the_limit_is_refused_while_it_is_sent(running: Running) -> None:
     with HTTPTransport(running.url, api_key=running.key) as transport:
-        status, body = transport.request("POST", "/v1/models/small/run", bytes(2**26))
+        status, body = ask(transport, "POST", "/v1/models/small/run", bytes(2**26))
     assert status == 413
     with pytest.raises(LimitExceeded, match="67108864 bytes or more, 1048576 allowed"):
         raise messages.decode_error(body)
@@ -151,20 +152,42 @@ def test_the_workers_socket_is_the_owners_alone(running: Running) -> None:
     assert path.parent.stat().st_mode & 0o077 == 0
 
 
+def health(running: Running) -> httpx.Response:
+    return httpx.get(f"{running.url}/healthz", trust_env=False)
+
+
 def test_a_worker_that_died_is_503_and_comes_back(fake: Any, experiment: Any) -> None:
-    with running_service("small", limits=fake.LIMITS, worker_command=fake.FAKE) as running:
-        transport = HTTPTransport(running.url, api_key=running.key)
+    """What it was doing runs again, and nobody need know."""
+    with (
+        running_service("small", limits=fake.LIMITS, worker_command=fake.FAKE) as running,
+        HTTPTransport(running.url, api_key=running.key) as transport,
+    ):
         backend = RemoteBackend(transport, "small")
+        job = backend.submit([experiment(("mul", 0.5))])
+        wait_for(lambda: job.status == "running")
         first = running.worker
-        with pytest.raises(RemoteError, match="the worker that holds 'small' is not there"):
-            backend.run_session([experiment(("log",))])
-        answer = httpx.get(f"{running.url}/healthz", trust_env=False)
-        assert answer.status_code == 503
-        assert answer.headers["Retry-After"] == "5"
-        wait_for(lambda: httpx.get(f"{running.url}/healthz", trust_env=False).status_code == 200)
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: health(running).status_code == 503)
+        assert health(running).headers["Retry-After"] == "5"
+        assert health(running).json()["models"]["small"]["state"] == "absent"
+        assert job.each()[0]["s"] == fake.zeros(1, 3, 8)
+        kinds = [event.kind for event in job.events()]
+        assert (kinds.count("started"), kinds.count("retried"), kinds[-1]) == (2, 1, "done")
+        wait_for(lambda: health(running).status_code == 200)
         assert running.worker != first
-        assert len(backend.run_session([experiment()])) == 1
-        transport.close()
+
+
+@pytest.mark.slow
+def test_whoever_ends_the_worker_is_told_how_it_ended_and_others_are_not_held_up(fake: Any, experiment: Any) -> None:
+    with (
+        running_service("small", limits=fake.LIMITS, worker_command=fake.FAKE) as running,
+        HTTPTransport(running.url, api_key=running.key) as transport,
+    ):
+        backend = RemoteBackend(transport, "small")
+        bad, good = backend.submit([experiment(("log",))]), backend.submit([experiment()])
+        with pytest.raises(RemoteError, match=r"alone in it, it exited with code 9, and held .* MiB at most"):
+            bad.results()
+        assert good.each()[0]["s"] == fake.zeros(1, 3, 8)
 
 
 def test_the_end_of_the_block_ends_both(fake: Any) -> None:
@@ -173,7 +196,7 @@ def test_the_end_of_the_block_ends_both(fake: Any) -> None:
         assert running.key.startswith("gw-")
     assert not any(map(is_alive, pids))
     with HTTPTransport(running.url) as transport, pytest.raises(RemoteError, match="no service answers at"):
-        transport.request("GET", "/healthz")
+        ask(transport, "GET", "/healthz")
 
 
 def test_a_worker_that_cannot_start_is_named(fake: Any) -> None:

@@ -1,22 +1,22 @@
-"""The handlers of a service without a network: answers, statuses, and what never reaches the model."""
+"""A service of this process, without a network: answers, statuses, and what never reaches the model."""
 
-import json
-from functools import partial
 from typing import Any
 
 import pytest
 
-from glassworks.client import InProcessTransport, Lab, RemoteBackend, remote_parts
+from asking import ask
+from glassworks.client import Lab, RemoteBackend, Request, remote_parts
+from glassworks.client.content import joined, split
+from glassworks.client.inprocess import InProcessTransport
 from glassworks.errors import GraphError, LimitExceeded, ModelError, RemoteError, UnknownSite, WireError
-from glassworks.graph import messages, sites
+from glassworks.graph import messages
 from glassworks.graph.backend import Experiment, Generation, Inputs, Rows
 from glassworks.graph.graph import Graph
 from glassworks.graph.nodes import ALL_ROWS, Node, Ref
-from glassworks.serve.checks import Checks
 from glassworks.serve.host import ModelHost, tokenizer_files
-from glassworks.serve.local import in_process
-from glassworks.serve.routes import handle
-from glassworks.serve.service import Service
+from glassworks.serve.local import LocalService, in_process
+
+FILES = {"tokenizer.json": b"{}"}
 
 
 @pytest.fixture
@@ -25,19 +25,33 @@ def backend(fake: Any) -> Any:
 
 
 @pytest.fixture
-def service(fake: Any, backend: Any) -> Service:
-    host = ModelHost(backend, tokenizer={"tokenizer.json": b"{}"}, result_bytes=fake.LIMITS.result_bytes)
-    hosts = {"small": InProcessTransport(host.handle), "org/small": InProcessTransport(host.handle)}
-    return Service(hosts, limits=fake.LIMITS, checker=Checks(fake.LIMITS))
+def service(fake: Any, backend: Any) -> InProcessTransport:
+    return in_process("small", backend, tokenizer=FILES, limits=fake.LIMITS)
 
 
-def post(service: Service, *experiments: Experiment, name: str = "small") -> tuple[int, Any]:
+def run(service: Any, body: bytes, *, name: str = "small") -> tuple[int, bytes]:
+    return ask(service, "POST", f"/v1/models/{name}/run", body)
+
+
+def post(service: Any, *experiments: Experiment, name: str = "small") -> tuple[int, Any]:
     """The status, and the results or the error."""
-    status, body = service.run(name, messages.encode_request(name, experiments))
+    status, body = run(service, messages.encode_request(name, experiments), name=name)
     return status, messages.decode_results(body) if status == 200 else messages.decode_error(body)
 
 
-def test_a_run_gives_its_saves(service: Service, experiment: Any) -> None:
+def through(fake: Any, handle: Any) -> InProcessTransport:
+    """A service whose host answers with `handle` what the model would have answered."""
+    host = ModelHost(fake.FakeBackend(), tokenizer=FILES, result_bytes=10_000)
+    own = host.handle
+
+    def changed(method: str, path: str, body: Any = None) -> Any:
+        return handle(body) if path.startswith("/run") else own(method, path, body)
+
+    host.handle = changed  # type: ignore[method-assign]
+    return InProcessTransport(LocalService("small", host, fake.LIMITS).handle)
+
+
+def test_a_run_gives_its_saves(service: InProcessTransport, experiment: Any) -> None:
     status, [result] = post(service, experiment())
     assert status == 200
     assert result["s"].shape == (1, 3, 8)
@@ -47,15 +61,14 @@ def test_a_run_gives_its_saves(service: Service, experiment: Any) -> None:
 def test_what_is_checked_is_what_runs(fake: Any, experiment: Any) -> None:
     sent = []
 
-    def handle(method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
-        sent.append(body)
-        return 200, json.dumps(sites.to_json(fake.table())).encode() if path == "/sites" else b"answer"
+    def handle(body: Any) -> tuple[int, bytes]:
+        sent.append(bytes(joined(body)))
+        return 200, b"answer"
 
     body = messages.encode_request("small", [experiment()])
-    service = Service({"small": InProcessTransport(handle)}, limits=fake.LIMITS, checker=Checks(fake.LIMITS))
-    assert service.run("small", body) == (200, b"answer")
-    _, request = list(sent[-1])[1:]
-    assert request is body
+    assert run(through(fake, handle), body) == (200, b"answer")
+    _, request = split(bytearray(sent[-1]))
+    assert bytes(request) == body
 
 
 @pytest.mark.parametrize(
@@ -74,7 +87,7 @@ def test_what_is_checked_is_what_runs(fake: Any, experiment: Any) -> None:
         (422, RemoteError, "Odd: no such thing", {"calls": [("exp",)]}),
     ],
 )
-def test_refusals(service: Service, experiment: Any, status: int, kind: type, message: str, change: Any) -> None:
+def test_refusals(service: Any, experiment: Any, status: int, kind: type, message: str, change: Any) -> None:
     calls = change.pop("calls", [])
     answered, error = post(service, experiment(*calls, **change))
     assert answered == status
@@ -82,92 +95,105 @@ def test_refusals(service: Service, experiment: Any, status: int, kind: type, me
         raise error
 
 
-def test_what_is_refused_never_reaches_the_model(service: Service, backend: Any, experiment: Any) -> None:
+def test_what_is_refused_never_reaches_the_model(service: InProcessTransport, backend: Any, experiment: Any) -> None:
     post(service, experiment(("system",)))
     post(service, experiment(tokens=601))
-    service.run("small", b"not a message")
+    run(service, b"not a message")
     assert backend.ran == 0
 
 
-def test_the_line_of_an_error_travels(service: Service, experiment: Any) -> None:
+def test_the_line_of_an_error_travels(service: InProcessTransport, experiment: Any) -> None:
     _, error = post(service, experiment(("div", 0)))
     assert error.__notes__ == ["  at work.py:11"]
 
 
 @pytest.mark.parametrize("body", [b"", b"x" * 100, b"\x80\x04\x95pickle"])
-def test_bytes_that_are_no_message_are_400(service: Service, body: bytes) -> None:
-    status, answer = service.run("small", body)
+def test_bytes_that_are_no_message_are_400(service: InProcessTransport, body: bytes) -> None:
+    status, answer = run(service, body)
     assert status == 400
     assert type(messages.decode_error(answer)) is WireError
 
 
-def test_a_message_for_another_model_is_400(service: Service, experiment: Any) -> None:
-    status, answer = service.run("small", messages.encode_request("large", [experiment()]))
+def test_a_message_for_another_model_is_400(service: InProcessTransport, experiment: Any) -> None:
+    status, answer = run(service, messages.encode_request("large", [experiment()]))
     assert status == 400
     assert "'large' and was sent to 'small'" in str(messages.decode_error(answer))
 
 
-def test_an_unknown_model_is_404_and_names_those_there_are(service: Service, experiment: Any) -> None:
+def test_an_unknown_model_is_404_and_names_those_there_are(service: InProcessTransport, experiment: Any) -> None:
     status, error = post(service, experiment(), name="large")
     assert status == 404
     assert type(error) is ModelError
-    assert "no model 'large'; it has: small, org/small" in str(error)
+    assert "no model 'large'; it has: small" in str(error)
 
 
-def test_a_body_over_the_limit_is_413_with_both_figures(service: Service) -> None:
-    status, answer = service.run("small", bytes(2**20 + 1))
+def test_a_body_over_the_limit_is_413_with_both_figures(service: InProcessTransport) -> None:
+    status, answer = run(service, bytes(2**20 + 1))
     assert status == 413
     with pytest.raises(LimitExceeded, match="1048577 bytes or more, 1048576 allowed"):
         raise messages.decode_error(answer)
 
 
-def test_a_worker_that_is_not_there_is_503(fake: Any, experiment: Any) -> None:
-    def handle(method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+def test_a_model_that_does_not_answer_is_503(fake: Any, experiment: Any) -> None:
+    def handle(body: Any) -> tuple[int, bytes]:
         raise RemoteError("no service answers at /private/worker.sock")
 
-    service = Service({"small": InProcessTransport(handle)}, limits=fake.LIMITS, checker=Checks(fake.LIMITS))
-    status, error = post(service, experiment())
+    status, error = post(through(fake, handle), experiment())
     assert status == 503
     assert "the worker that holds 'small' is not there" in str(error)
     assert "private" not in str(error)
-    assert service.health()[0] == 503
 
 
 def test_a_fault_of_the_service_is_500_without_its_insides(fake: Any, experiment: Any) -> None:
-    def handle(method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
+    def handle(body: Any) -> tuple[int, bytes]:
         raise OSError("/secret/path")
 
-    service = Service({"small": InProcessTransport(handle)}, limits=fake.LIMITS, checker=Checks(fake.LIMITS))
-    status, error = post(service, experiment())
+    status, error = post(through(fake, handle), experiment())
     assert status == 500
     assert "secret" not in str(error)
-
-
-def test_paths(service: Service, experiment: Any) -> None:
-    assert handle(service, "GET", "/healthz")[0] == 200
-    assert json.loads(handle(service, "GET", "/v1/models")[1]) == {"models": [{"name": "small"}, {"name": "org/small"}]}
-    body = messages.encode_request("org/small", [experiment()])
-    assert handle(service, "POST", "/v1/models/org/small/run", body)[0] == 200
-    for method, path in [
-        ("GET", "/"),
-        ("POST", "/v1/models"),
-        ("GET", "/v1/models/small/run"),
-        ("PUT", "/v1/models/small/sites"),
-    ]:
-        assert handle(service, method, path)[0] == 404
 
 
 # Through the client, in this process.
 
 
-def test_remote_parts(fake: Any, service: Service) -> None:
-    lab = Lab(InProcessTransport(partial(handle, service)))
-    assert lab.models() == ["small", "org/small"]
+@pytest.fixture
+def transport(fake: Any) -> Any:
+    return in_process("org/small", fake.FakeBackend(), tokenizer={"tokenizer.json": b"{}"}, limits=fake.LIMITS)
+
+
+def test_remote_parts(fake: Any, transport: Any) -> None:
+    lab = Lab(transport)
+    assert lab.models() == ["org/small"]
     parts = remote_parts(lab, "org/small")
     assert parts.table == fake.table()
     assert parts.tokenizer == {"tokenizer.json": b"{}"}
-    with pytest.raises(ModelError, match="has: small"):
+    with pytest.raises(ModelError, match="no model 'large'; it has: org/small"):
         remote_parts(lab, "large")
+
+
+def test_paths_that_are_none(transport: Any) -> None:
+    for method, path in [
+        ("GET", "/"),
+        ("POST", "/v1/models"),
+        ("GET", "/v1/models/org/small/jobs"),
+        ("PUT", "/v1/models/org/small/sites"),
+    ]:
+        status, answer = ask(transport, method, path)
+        assert status == 404
+        assert "no such request" in str(messages.decode_error(answer))
+
+
+def test_what_a_check_refuses_has_no_job_and_what_ran_has_one(transport: Any, experiment: Any) -> None:
+    path = "/v1/models/org/small/jobs"
+    for own, status, has_job in (
+        (experiment(), 200, True),
+        (experiment(("div", 0)), 422, True),
+        (experiment(("system",)), 422, False),
+    ):
+        answer = transport.send(Request("POST", path, messages.encode_request("org/small", [own])))
+        assert (answer.status, answer.job is not None) == (status, has_job)
+    too_large = transport.send(Request("POST", path, bytes(2**20 + 1)))
+    assert (too_large.status, too_large.job) == (413, None)
 
 
 def test_a_remote_backend_raises_what_the_model_raised(fake: Any, experiment: Any) -> None:

@@ -3,12 +3,12 @@
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from glassworks.client import HTTPTransport, RemoteBackend
+from asking import ask
+from glassworks.client import Answer, HTTPTransport, RemoteBackend, Request
 from glassworks.client.job import RemoteJob
 from glassworks.errors import Cancelled, LimitExceeded, RemoteError, WireError
 from glassworks.graph import messages, wire
@@ -42,9 +42,9 @@ class Counted:
         self._transport = transport
         self.sent: list[tuple[str, str, int]] = []
 
-    def request(self, method: str, path: str, body: Any = None) -> Any:
-        self.sent.append((method, path, len(body or b"")))
-        return self._transport.request(method, path, body)
+    def send(self, request: Request) -> Answer:
+        self.sent.append((request.method, request.path, len(request.body or b"")))
+        return self._transport.send(request)
 
     def took(self) -> int:
         """Bytes since it was last asked."""
@@ -58,6 +58,13 @@ def running(fake: Any) -> Iterator[Running]:
 
     limits = replace(fake.LIMITS, body_bytes=8 * 2**20, result_bytes=8 * 2**20)
     with running_service("small", keys=["gw-a", "gw-b"], limits=limits, worker_command=fake.FAKE) as found:
+        yield found
+
+
+@pytest.fixture
+def served(running: Running) -> Iterator[Any]:
+    """Where there is a queue."""
+    with HTTPTransport(running.url, api_key="gw-a") as found:
         yield found
 
 
@@ -97,7 +104,7 @@ def test_a_small_tensor_travels_in_the_message(transport: Any) -> None:
     counted = Counted(transport)
     small = wire.Blob("float32", (100,), bytes(400))
     RemoteBackend(counted, "small").run_session([captured(small)])
-    assert [path.rpartition("/")[2] for _, path, _ in counted.sent] == ["run"]
+    assert [path.rpartition("/")[2] for _, path, _ in counted.sent] == ["jobs?wait_s=20"]
 
 
 def test_a_tensor_that_was_let_go_is_sent_again(transport: Any) -> None:
@@ -106,11 +113,11 @@ def test_a_tensor_that_was_let_go_is_sent_again(transport: Any) -> None:
 
         lied = False
 
-        def request(self, method: str, path: str, body: Any = None) -> Any:
-            if method == "GET" and "/tensors/" in path and not self.lied:
+        def send(self, request: Request) -> Answer:
+            if request.method == "GET" and "/tensors/" in request.path and not self.lied:
                 self.lied = True
-                return 200, b"{}"
-            return transport.request(method, path, body)
+                return Answer(200, b"{}")
+            return transport.send(request)
 
     blob = wire.Blob("float32", (2**19,), bytes(7) + bytes(2**21 - 7))
     [result] = RemoteBackend(Forgetful(), "small").run_session([captured(blob)])
@@ -119,7 +126,7 @@ def test_a_tensor_that_was_let_go_is_sent_again(transport: Any) -> None:
 
 def test_a_request_with_a_tensor_that_was_never_sent_is_409(transport: Any) -> None:
     body = messages.encode_request("small", [captured(wire.Blob("int8", (2**21,), b"\1" * 2**21))], aside={})
-    status, answer = transport.request("POST", "/v1/models/small/run", body)
+    status, answer = ask(transport, "POST", "/v1/models/small/jobs", body)
     assert status == 409
     assert "1 of 1 large tensors are not here" in str(messages.decode_error(bytes(answer)))
 
@@ -138,7 +145,7 @@ def test_a_request_with_a_tensor_that_was_never_sent_is_409(transport: Any) -> N
 def test_a_tensor_is_what_its_digest_says(transport: Any, body: bytes, digest: str, message: str) -> None:
     from urllib.parse import quote
 
-    status, answer = transport.request("PUT", f"/v1/tensors/{quote(digest, safe='')}", body)
+    status, answer = ask(transport, "PUT", f"/v1/tensors/{quote(digest, safe='')}", body)
     assert status in (400, 404)
     if status == 400:
         error = messages.decode_error(bytes(answer))
@@ -148,12 +155,12 @@ def test_a_tensor_is_what_its_digest_says(transport: Any, body: bytes, digest: s
 
 def test_what_a_request_says_of_a_tensor_is_compared_with_what_is_there(transport: Any) -> None:
     """The digest of one tensor, the form of another: the price would be another's."""
-    assert transport.request("PUT", f"/v1/tensors/{wire.digest(LARGE)}", messages.encode_tensor(LARGE))[0] == 200
+    assert ask(transport, "PUT", f"/v1/tensors/{wire.digest(LARGE)}", messages.encode_tensor(LARGE))[0] == 200
     body = messages.encode_request("small", [captured(LARGE)], aside={})
     for said, wrong in ((b"[524288]", b"[424288]"), (b"float32", b"float16")):
         changed = body.replace(said, wrong)
         assert changed != body
-        status, answer = transport.request("POST", "/v1/models/small/run", changed)
+        status, answer = ask(transport, "POST", "/v1/models/small/jobs", changed)
         assert status == 400
         assert "request: large" in str(messages.decode_error(bytes(answer)))
 
@@ -170,16 +177,16 @@ def test_limits_count_tensors_that_are_elsewhere(fake: Any) -> None:
 def test_each_key_sees_its_own_tensors_only(running: Running) -> None:
     path = f"/v1/tensors/{wire.digest(OTHER)}"
     with HTTPTransport(running.url, api_key="gw-a") as a, HTTPTransport(running.url, api_key="gw-b") as b:
-        assert a.request("PUT", path, messages.encode_tensor(OTHER))[0] == 200
-        assert a.request("GET", path)[0] == 200
-        assert b.request("GET", path)[0] == 404
+        assert ask(a, "PUT", path, messages.encode_tensor(OTHER))[0] == 200
+        assert ask(a, "GET", path)[0] == 200
+        assert ask(b, "GET", path)[0] == 404
         assert (
-            b.request("POST", "/v1/models/small/run", messages.encode_request("small", [captured(OTHER)], aside={}))[0]
+            ask(b, "POST", "/v1/models/small/jobs", messages.encode_request("small", [captured(OTHER)], aside={}))[0]
             == 409
         )
         with HTTPTransport(running.url) as nobody:
-            assert nobody.request("GET", path)[0] == 401
-            assert nobody.request("PUT", path, b"")[0] == 401
+            assert ask(nobody, "GET", path)[0] == 401
+            assert ask(nobody, "PUT", path, b"")[0] == 401
 
 
 def test_the_store_lets_go_what_was_used_longest_ago() -> None:
@@ -198,8 +205,8 @@ def test_the_store_lets_go_what_was_used_longest_ago() -> None:
 # Jobs.
 
 
-def test_a_job_from_submission_to_results(transport: Any, experiment: Any, tmp_path: Path) -> None:
-    backend = RemoteBackend(transport, "small")
+def test_a_job_from_submission_to_results(served: Any, experiment: Any) -> None:
+    backend = RemoteBackend(served, "small")
     slow, quick = backend.submit([experiment(("mul", 0.5))]), backend.submit([experiment(), experiment()])
     assert quick.status in ("queued", "running")
     assert quick.position in (1, 0)
@@ -242,10 +249,11 @@ def test_what_a_check_refuses_is_raised_at_once(transport: Any, experiment: Any)
         RemoteBackend(transport, "small").submit([experiment(("repeat", 10**9, 10**9, 1))])
 
 
-def test_a_job_is_called_off(transport: Any, experiment: Any) -> None:
-    backend = RemoteBackend(transport, "small")
+def test_a_job_is_called_off(served: Any, experiment: Any) -> None:
+    backend = RemoteBackend(served, "small")
     slow, waiting = backend.submit([experiment(("mul", 0.5))]), backend.submit([experiment()])
     waiting.cancel()
+    waiting.wait()
     assert waiting.status == "cancelled"
     with pytest.raises(Cancelled, match="cancelled"):
         waiting.results()
@@ -264,8 +272,8 @@ def test_who_waits_does_not_hold_up_others(running: Running, experiment: Any) ->
             thread.start()
         start = time.monotonic()
         for _ in range(5):
-            assert transport.request("GET", "/healthz")[0] == 200
-            assert transport.request("GET", "/v1/models")[0] == 200
+            assert ask(transport, "GET", "/healthz")[0] == 200
+            assert ask(transport, "GET", "/v1/models")[0] == 200
         assert time.monotonic() - start < 1.0
         for thread in threads:
             thread.join()
@@ -274,6 +282,6 @@ def test_who_waits_does_not_hold_up_others(running: Running, experiment: Any) ->
 @pytest.mark.parametrize("query", ["wait_s=-1", "wait_s=x", "wait_s=nan", "wait_s=1e9"])
 def test_a_wait_that_is_none_is_refused(running: Running, query: str) -> None:
     with HTTPTransport(running.url, api_key="gw-a") as transport:
-        status, answer = transport.request("GET", f"/v1/jobs/job-x?{query}")
+        status, answer = ask(transport, "GET", f"/v1/jobs/job-x?{query}")
         assert status in (404, 422)
         assert isinstance(messages.decode_error(bytes(answer)), Exception)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ import glassworks as gw
 from glassworks.graph.check_inputs import GENERATION_OPTIONS
 from glassworks.graph.limits import Limits
 from glassworks.serve.supervise import Running, running_service
+from laws.equal import close, same_bits
 
 PROMPT = "The Eiffel Tower is in the city of"
 
@@ -93,9 +94,11 @@ def session(model: Any) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     "experiment", [lens_and_write, captured, several_invokes, generation, sampled, gradients, session]
 )
-def test_remote_equals_local(local: Any, remote: Any, experiment: Any) -> None:
+def test_remote_equals_local(local: Any, remote: Any, experiment: Any, request: pytest.FixtureRequest) -> None:
+    """The same bits, but for a generation, which an engine computes in other shapes."""
+    equal = close if experiment is generation and "[served" in request.node.name else same_bits
     for here, there in zip(experiment(local), experiment(remote), strict=True):
-        assert torch.equal(torch.as_tensor(here), torch.as_tensor(there))
+        equal(torch.as_tensor(there), torch.as_tensor(here))
 
 
 def test_an_error_of_the_users_graph_keeps_its_type_and_names_the_line(remote: Any) -> None:

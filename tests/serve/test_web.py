@@ -4,7 +4,7 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,34 +13,36 @@ import anyio
 import httpx
 import pytest
 
-from glassworks.client import InProcessTransport
-from glassworks.errors import InputError, LimitExceeded, RemoteError, Unauthorized
+import glassworks
+from glassworks.errors import LimitExceeded, Unauthorized
 from glassworks.graph import messages
-from glassworks.serve import app as web
-from glassworks.serve.checks import Checks
-from glassworks.serve.host import ModelHost
-from glassworks.serve.keys import Keys, digest_of, new_key
-from glassworks.serve.service import Service
+from glassworks.serve.models import Models
+from services import ANN, Here, service_here, worker_here
 
-KEY = "gw-test"
 RUN = "/v1/models/small/run"
 
 
-@pytest.fixture
-def app(fake: Any) -> Any:
-    host = ModelHost(fake.FakeBackend(), tokenizer={"tokenizer.json": b"{}"}, result_bytes=10_000)
+@pytest.fixture(scope="module")
+def here(fake: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
+    """A model, and one whose worker is not there."""
+    folder = tmp_path_factory.mktemp("web")
+    with worker_here(folder / "w", fake.FakeBackend(), fake.LIMITS) as path:
+        sockets = {"small": path, "org/gone": str(folder / "gone")}
+        with service_here(folder, sockets, limits=fake.LIMITS) as found:
+            yield found
 
-    def gone(method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
-        raise RemoteError("no service answers")
 
-    hosts = {"small": InProcessTransport(host.handle), "org/gone": InProcessTransport(gone)}
-    return web.create_app(Service(hosts, limits=fake.LIMITS, checker=Checks(fake.LIMITS)), Keys.of(["gw-other", KEY]))
+@pytest.fixture(scope="module")
+def app(here: Here) -> Any:
+    return here.app
 
 
-def ask(app: Any, method: str, path: str, *, key: str | None = KEY, **options: Any) -> httpx.Response:
+def ask(
+    app: Any, method: str, path: str, *, key: str | None = ANN, raises: bool = True, **options: Any
+) -> httpx.Response:
     async def send() -> httpx.Response:
         headers = {"Authorization": f"Bearer {key}"} if key is not None else {}
-        transport = httpx.ASGITransport(app=app)
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=raises)
         async with httpx.AsyncClient(transport=transport, base_url="http://lab", headers=headers) as client:
             return await client.request(method, path, **options)
 
@@ -51,7 +53,7 @@ def ask(app: Any, method: str, path: str, *, key: str | None = KEY, **options: A
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/small/sites", "/v1/models/small/tokenizer"])
-@pytest.mark.parametrize("key", [None, "", "gw-tes", "gw-test2", "é", "x" * 10_000])
+@pytest.mark.parametrize("key", [None, "", ANN[:-1], ANN + "2", "é", "x" * 10_000])
 def test_without_a_known_key_the_answer_is_401(app: Any, path: str, key: str | None) -> None:
     options = {"headers": {"Authorization": f"Bearer {key}".encode()}} if key == "é" else {}
     answer = ask(app, "GET", path, key=None if key == "é" else key, **options)
@@ -62,7 +64,7 @@ def test_without_a_known_key_the_answer_is_401(app: Any, path: str, key: str | N
 
 
 def test_another_scheme_is_no_key(app: Any) -> None:
-    assert ask(app, "GET", "/v1/models", key=None, auth=("gw-test", KEY)).status_code == 401
+    assert ask(app, "GET", "/v1/models", key=None, auth=("gw", ANN)).status_code == 401
 
 
 def test_a_body_is_not_read_without_a_key(app: Any) -> None:
@@ -76,38 +78,15 @@ def test_a_body_is_not_read_without_a_key(app: Any) -> None:
     assert not read
 
 
-def test_every_digest_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    compared: list[str] = []
-
-    def compare(a: str, b: str) -> bool:
-        compared.append(b)
-        return a == b
-
-    monkeypatch.setattr("glassworks.serve.keys.hmac.compare_digest", compare)
-    keys = Keys.of(["one", "two", "three"])
-    assert keys.owner("one") == digest_of("one")
-    assert compared == list(keys.digests)
-
-
-def test_keys_are_kept_as_digests(tmp_path: Path) -> None:
-    key = new_key()
-    Keys.of([key]).save(tmp_path / "keys")
-    assert key not in (tmp_path / "keys").read_text()
-    assert Keys.load(tmp_path / "keys").owner(key) == digest_of(key)
-    assert new_key() != key
-
-
-@pytest.mark.parametrize("digests", [(), ("short",), ("g" * 64,)])
-def test_a_service_without_sound_keys_does_not_start(digests: tuple[str, ...]) -> None:
-    with pytest.raises(InputError):
-        Keys(digests)
-
-
 # Answers.
 
 
 def test_the_routes(app: Any, fake: Any, experiment: Any) -> None:
-    assert ask(app, "GET", "/v1/models").json() == {"models": [{"name": "small"}, {"name": "org/gone"}]}
+    models = ask(app, "GET", "/v1/models").json()
+    assert models["models"] == [{"name": "small"}, {"name": "org/gone"}]
+    assert [(own["id"], own["object"], own["owned_by"]) for own in models["data"]] == [
+        ("small", "model", "glassworks"), ("org/gone", "model", "glassworks"),
+    ]  # fmt: skip
     sites = ask(app, "GET", "/v1/models/small/sites")
     assert sites.headers["Content-Type"] == "application/json"
     assert sites.json()["family"] == "Fake"
@@ -138,10 +117,24 @@ def test_other_statuses(app: Any) -> None:
 
 
 def test_a_missing_worker_is_503_with_retry_after(app: Any) -> None:
-    for path, key in (("/v1/models/org/gone/sites", KEY), ("/healthz", None)):
+    for path, key in (("/v1/models/org/gone/sites", ANN), ("/healthz", None)):
         answer = ask(app, "GET", path, key=key)
         assert answer.status_code == 503
         assert answer.headers["Retry-After"] == "5"
+    error = messages.decode_error(ask(app, "GET", "/v1/models/org/gone/sites").content)
+    assert "the worker that holds 'org/gone' is not there" in str(error)
+    assert "/" not in str(error).replace("org/gone", ""), "no path of the machine's"
+
+
+def test_a_fault_of_the_service_is_500_without_its_insides(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(models: Any) -> list[str]:
+        raise OSError("/secret/path")
+
+    monkeypatch.setattr(Models, "names", property(broken))
+    answer = ask(app, "GET", "/v1/models", raises=False)
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert "its log says why" in str(messages.decode_error(answer.content))
 
 
 # Sizes.
@@ -200,9 +193,10 @@ HEAVY = (
 
 TORCH = (
     "worker.py", "host.py", "connect.py", "local.py", "checker.py", "checks.py", "pricing.py", "quote.py",
-    "spending.py",
+    "spending.py", "completing.py", "completions.py", "selftest.py", "tasks.py", "together.py", "tokenizers.py",
 )  # fmt: skip
 """Files of `serve` that the worker, the checker or the caller's own process have; the web process has none of them."""
+HTTP = ("app.py", "web.py", "http_base.py", "http_jobs.py", "http_models.py", "http_openai.py")
 
 
 @pytest.mark.parametrize(
@@ -217,12 +211,12 @@ def test_no_torch_is_imported(module: str) -> None:
 
 
 def test_only_the_worker_may_import_what_runs() -> None:
-    root = Path(web.__file__).parents[1]
+    root = Path(glassworks.__file__).parent
     for path in (path for part in ("client", "serve", "graph") for path in (root / part).glob("*.py")):
         names = {name for node in ast.walk(ast.parse(path.read_text())) for name in _imported(node)}
         if path.name not in TORCH:
             assert [name for name in names if name.startswith(HEAVY)] == [], path.name
-        if path.name not in ("app.py", "bodies.py"):
+        if path.name not in HTTP:
             assert [name for name in names if name.startswith(("fastapi", "pydantic"))] == [], path.name
         assert "pickle" not in names
 
@@ -243,7 +237,7 @@ def test_health_is_answered_while_runs_wait(app: Any, experiment: Any) -> None:
 
     async def both() -> None:
         transport = httpx.ASGITransport(app=app)
-        headers = {"Authorization": f"Bearer {KEY}"}
+        headers = {"Authorization": f"Bearer {ANN}"}
         client = httpx.AsyncClient(transport=transport, base_url="http://lab", headers=headers)
         async with client, anyio.create_task_group() as group:
             group.start_soon(partial(one, client, "run", "POST", RUN, slow))

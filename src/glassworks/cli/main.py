@@ -12,6 +12,7 @@ import typer
 from glassworks import __version__
 from glassworks.cli.demo import demo
 from glassworks.cli.generate import generate
+from glassworks.cli.keys import keys
 from glassworks.cli.measure import measure
 from glassworks.cli.run import run
 from glassworks.cli.serve import serve
@@ -41,6 +42,7 @@ def glassworks(
 
 for command in (demo, show, run, generate, measure, serve):
     app.command()(command)
+app.add_typer(keys, name="keys")
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 from urllib.parse import quote
 
-from glassworks.client.base import Transport
-from glassworks.client.content import Body, joined
+from glassworks.client.base import Request, Transport
+from glassworks.client.content import Body
 from glassworks.errors import RemoteError, WireError
 from glassworks.graph.messages import decode_error
 
@@ -20,11 +20,11 @@ def call(transport: Transport, method: str, path: str, body: Body | None = None)
         Exception: what the service raised, of its own type, with its notes; RemoteError where the answer is
             no message of ours.
     """
-    status, found = transport.request(method, path, body)
-    answer = bytes(joined(found))
-    if 200 <= status < 300:
-        return answer
-    raise error_of(status, answer, f"{method} {path}")
+    request = Request(method, path, body)
+    answer = transport.send(request)
+    if answer.is_good:
+        return answer.body
+    raise error_of(answer.status, answer.body, f"{method} {path}")
 
 
 def error_of(status: int, answer: bytes, asked: str) -> Exception:

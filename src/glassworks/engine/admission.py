@@ -1,17 +1,21 @@
 """Who may come into an engine, with how much memory: requests become experiments with a table or a cache of their own.
 
 What could never fit is refused with the sizes. What may not be computed again (its graph writes, or has seen its
-prompt) is promised room off the device for all that it may come to, before it begins, so that it can always leave.
+prompt) is promised room off the device for all that it may come to, before it begins, so that it can always leave; and
+every graph is promised room for all that it may come to save (`frames`), so that no company can take it.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from glassworks.engine.caches import Held, measured
 from glassworks.engine.facts import Facts, facts_of
+from glassworks.engine.frames import worst_bytes
 from glassworks.engine.local import ExperimentRun, LocalBackend
+from glassworks.engine.sampling import beams_of
 from glassworks.engine.work import AloneWork, PackedWork, Work
 from glassworks.errors import BudgetExceeded, InputError
 from glassworks.graph.backend import Generation, Inputs
@@ -22,7 +26,6 @@ from glassworks.memory.arena import Arena
 from glassworks.memory.budget import KVBudget
 from glassworks.memory.kv import FRAMES, KVStore, arenas_of
 from glassworks.memory.links import Link, link_for
-from glassworks.run.frame import Frame
 from glassworks.run.packing import PackedRuntime
 from glassworks.schedule.base import Job, Memory
 from glassworks.units import spelled
@@ -37,9 +40,9 @@ class Admission:
 
     def __init__(
         self, local: LocalBackend, table: SiteTable, packed: PackedRuntime | None, budget: KVBudget, *,
-        rows: int, block_tokens: int, out: Link | None, back: Link | None, poison: bool,
+        unlike: frozenset[str], rows: int, block_tokens: int, out: Link | None, back: Link | None, poison: bool,
     ) -> None:  # fmt: skip
-        self._rows = rows
+        self._rows, self._unlike = rows, unlike
         self._local, self._table, self._block_tokens, self._poison = local, table, block_tokens, poison
         device = local.runtime.device or torch.device("cpu")
         self._out, self._back = out or link_for(device), back or link_for(device)
@@ -72,15 +75,19 @@ class Admission:
         """As the scheduler sees it. `kept_blocks`: off the device, promised to those that are on it: a scheduler keeps
         that room free by itself."""
         device, store = self.arenas[0], self.store
-        blocks = device.budget_bytes // self._block_bytes
         away = 0 if self._host is None else self._host.free_bytes // self._block_bytes
         return Memory(
             block_tokens=self._block_tokens,
-            total_blocks=blocks if store is None else store.total_blocks,
+            total_blocks=self._total_blocks,
             free_blocks=device.free_bytes // self._block_bytes if store is None else store.free_blocks,
             host_free_blocks=away if store is None else store.away_free_blocks + kept_blocks,
             instant=self._out.instant and self._back.instant,
         )
+
+    @property
+    def _total_blocks(self) -> int:
+        """Of the device: what a scheduler has to give, in whole blocks."""
+        return self.arenas[0].budget_bytes // self._block_bytes if self.store is None else self.store.total_blocks
 
     def poll(self) -> bool:
         """Let copies that have ended count; whether others are under way."""
@@ -91,9 +98,9 @@ class Admission:
 
     def work(
         self, graph: Graph, inputs: Inputs, generation: Generation | None, *, number: int, now_s: float, user: str,
-        expected_tokens: float | None,
+        expected_tokens: float | None, alone: bool, weight: float,
     ) -> Work:  # fmt: skip
-        """An experiment that has not begun.
+        """An experiment that has not begun. `alone`: it shares no pass, whatever it is.
 
         Raises:
             InputError: it cannot be. BudgetExceeded: it could never fit; says by how much.
@@ -101,27 +108,45 @@ class Admission:
         if graph.invokes != len(inputs.invokes):
             raise InputError(f"the graph has {graph.invokes} invokes and was given rows for {len(inputs.invokes)}")
         table, plan = self._local.placed(graph, inputs, generating=generation is not None)
-        facts = facts_of(graph, plan, table, inputs, generation)
-        runtime = self._local.runtime
-        frame = Frame(graph, plan, named=inputs.named, device=runtime.device, parameter=runtime.parameter)
-        run = ExperimentRun(self._local, table, frame, inputs, generation)
+        facts = facts_of(graph, plan, table, inputs, generation, unlike=self._unlike)
+        if alone:
+            facts = replace(facts, why_alone="it was asked to run by itself")
+        run = self._local.begun(graph, inputs, generation, table=table, plan=plan)
         rows = [row for own in inputs.invokes for row in own.ids]
         job = Job(
-            id=number, arrival_s=now_s, prompt_tokens=max(map(len, rows), default=0), user=user,
+            id=number, arrival_s=now_s, prompt_tokens=max(map(len, rows), default=0), user=user, weight=weight,
             max_new_tokens=0 if generation is None else generation.max_new_tokens, rows=min(len(rows), self._rows),
             expected_tokens=expected_tokens,
         )  # fmt: skip
         if self.store is not None and facts.why_alone is None:
-            return self._packed_work(job, run, plan, facts, generation)
-        return self._alone_work(job, run, plan, facts, generation)
+            work = self._packed_work(job, run, plan, facts, generation)
+        else:
+            work = self._alone_work(job, run, plan, facts, generation)
+        if facts.touches:
+            work.frame_reserved = worst_bytes(graph, plan, table, inputs, generation)
+            self._check_frame(work)
+        return work
+
+    def _check_frame(self, work: Work) -> None:
+        """BudgetExceeded: what a graph may come to save could never fit beside its own keys and values."""
+        own = work.job.blocks(work.job.prompt_tokens + max(work.job.max_new_tokens - 1, 0), self._block_tokens)
+        beside = own if self._host is None or self._must_leave(work) else 0
+        pools = [] if self.store is None else [self.store.pool, *self.store.tiers]
+        zeros = sum(pool.block_bytes for pool in pools if pool.arena is self.frames)
+        room = self.frames.budget_bytes - zeros - beside * self._block_bytes
+        if work.frame_reserved > room:
+            raise BudgetExceeded(
+                f"what the graph of this request saves may come to {spelled(work.frame_reserved)}; the "
+                f"{self.frames.name} has {spelled(max(room, 0))} for it: give KVBudget({self.frames.name}=...) more, "
+                f"ask for fewer new tokens, or save less"
+            )
 
     def _packed_work(
         self, job: Job, run: ExperimentRun, plan: Plan, facts: Facts, generation: Generation | None
     ) -> Work:
         assert self.store is not None
         store, most = self.store, job.prompt_tokens + max(job.max_new_tokens - 1, 0)
-        if store.blocks(most) > store.total_blocks:
-            self._too_large(most * store.geometry.token_bytes, most)
+        self._check_size(store.blocks(most), most)
         job.chunkable = not facts.touches_prompt
         job.recomputable = not (facts.touches_prompt or facts.writes)
         if not job.recomputable and generation is not None and generation.max_new_tokens:
@@ -136,11 +161,14 @@ class Admission:
         table = store.open(job.user)
         return PackedWork(job, run, plan, facts, store=store, table=table, generation=generation)
 
-    def _too_large(self, size_bytes: int, tokens: int) -> None:
-        budget = self.arenas[0].budget_bytes
+    def _check_size(self, blocks: int, tokens: int) -> None:
+        """BudgetExceeded: so many tokens could never be on the device, whose memory is given out in whole blocks."""
+        if blocks <= self._total_blocks:
+            return
         raise BudgetExceeded(
-            f"this request may come to {tokens} tokens, whose keys and values take {spelled(size_bytes)}; the device "
-            f"has {spelled(budget)} for them: give KVBudget(device=...) more, ask for fewer new tokens, or shorten the "
+            f"this request may come to {tokens} tokens in {blocks} blocks, whose keys and values take "
+            f"{spelled(blocks * self._block_bytes)}; the device has {spelled(self.arenas[0].budget_bytes)} for them, "
+            f"{self._total_blocks} blocks: give KVBudget(device=...) more, ask for fewer new tokens, or shorten the "
             f"prompt"
         )
 
@@ -154,10 +182,10 @@ class Admission:
         if generation is not None and not run.table.plain:
             token_bytes, besides_bytes = self.cache_sizes
             tokens = job.prompt_tokens + job.max_new_tokens
-            rows = sum(len(own.ids) for own in run.inputs.invokes)
-            size_bytes = rows * (tokens * token_bytes * (1 + run.table.encoder_decoder) + besides_bytes)
-            if size_bytes > self.arenas[0].budget_bytes:
-                self._too_large(size_bytes, tokens * rows)
+            rows = sum(len(own.ids) for own in run.inputs.invokes) * beams_of(generation.options)
+            # of an encoder-decoder: measured with as many tokens on either side, and neither side has more than these
+            size_bytes = rows * (tokens * token_bytes + besides_bytes)
+            self._check_size(math.ceil(size_bytes / self._block_bytes), tokens * rows)
         if run.table.encoder_decoder:
             job.prompt_tokens = 1  # what the decoder reads
         job.whole_blocks = math.ceil(size_bytes / self._block_bytes)
@@ -172,13 +200,34 @@ class Admission:
     # Letting it in.
 
     def needs_promise(self, work: Work) -> bool:
-        """Whether room off the device has to be kept for it: it may not be computed again."""
+        """Whether room has to be kept for it before it begins."""
+        return work.frame_reserved > 0 or self._must_leave(work)
+
+    def _must_leave(self, work: Work) -> bool:
+        """Whether it needs room off the device, since it may not be computed again."""
         return isinstance(work, PackedWork) and not work.job.recomputable and work.job.max_new_tokens > 0
 
     def promised(self, work: Work) -> bool:
         """Keep that room; whether there is enough now."""
+        self.make_room_for_frames(work.frame_reserved)
+        if work.frame_reserved > self.frames.free_bytes:
+            return False
+        self.frames.take(work.frame_reserved, "what the graph of a request may save")
+        work.frame_bytes = work.frame_reserved
+        if not self._must_leave(work) or self._can_leave(work):
+            return True
+        self.frames.give(work.frame_bytes)
+        work.frame_bytes = 0
+        return False
+
+    def _can_leave(self, work: Work) -> bool:
         assert isinstance(work, PackedWork)
         return work.store.promise(work.table, work.job.prompt_tokens + work.job.max_new_tokens - 1)
+
+    def make_room_for_frames(self, size_bytes: int) -> None:
+        """Forget beginnings that nobody uses, where what graphs save needs their bytes."""
+        if self._host is None:
+            self._make_room(size_bytes)
 
     def prepare(self, work: Work) -> None:
         """What needs no forward pass, computed before the first."""

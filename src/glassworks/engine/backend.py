@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from glassworks.engine.local import HasLocal, LocalBackend
-from glassworks.engine.requests import Reply, Request, Timing
 from glassworks.errors import ModelError
 from glassworks.graph.backend import Draft, Experiment, Generation, Inputs, Live, Results, run_in_order
 from glassworks.graph.graph import Graph
@@ -33,13 +32,12 @@ class EngineBackend(HasLocal):
 
     def run(self, graph: Graph, inputs: Inputs, generation: Generation | None = None) -> Results:
         """Run a graph among the engine's requests. Errors of nodes keep their type and carry the user's line."""
-        work = self._engine.work(graph, inputs, generation)
-        reply = Reply(
-            Request((), max_new_tokens=work.job.max_new_tokens), Timing(work.job.arrival_s),
-            drive=self._engine.step, cancel=lambda: None,
-        )  # fmt: skip
-        self._engine.add(work, reply)
-        found: Any = reply.results
+        reply = self._engine.start(graph, inputs, generation)
+        try:
+            found: Any = reply.results
+        except BaseException:
+            reply.cancel()  # whoever was to wait for it is gone; nothing, if it has ended
+            raise
         return found  # type: ignore[no-any-return]
 
     def run_session(self, experiments: Sequence[Experiment]) -> list[Results]:

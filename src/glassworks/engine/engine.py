@@ -26,11 +26,11 @@ from glassworks.engine.admission import Admission
 from glassworks.engine.backend import EngineBackend
 from glassworks.engine.handing import Replies
 from glassworks.engine.local import HasLocal
-from glassworks.engine.options import Stats, check_inputs, check_options
+from glassworks.engine.options import Now, Stats, check_inputs, check_options
 from glassworks.engine.requests import Reply, Request, Timing
-from glassworks.engine.steps import Computed, compute
+from glassworks.engine.steps import Computed, broken_off, compute
 from glassworks.engine.work import AloneWork, PackedWork, Work
-from glassworks.errors import Cancelled, InputError, ModelError, ScopeError
+from glassworks.errors import BudgetExceeded, Cancelled, InputError, ModelError, ScopeError
 from glassworks.graph.backend import Generation, Inputs, Rows
 from glassworks.graph.graph import Graph
 from glassworks.measure.clock import Clock, RealClock, VirtualClock
@@ -39,6 +39,7 @@ from glassworks.memory.budget import KVBudget
 from glassworks.memory.kv import KVStore
 from glassworks.memory.links import Link
 from glassworks.run.eager import EagerRuntime
+from glassworks.run.frame import Frame
 from glassworks.run.joined import JoinedRuntime
 from glassworks.run.packing import PackedRuntime
 from glassworks.schedule import IterationCost, Predictor, scheduler
@@ -74,6 +75,7 @@ class Engine:
     Attributes:
         why_not_packed: why this model's requests are not packed; None: they are. They then decode together in padded
             passes, or run one by one.
+        limits: what an iteration has at most. stats: what was done so far.
 
     Raises:
         InputError: the model is not in this process, or is no model of tokens; an unknown policy.
@@ -104,7 +106,7 @@ class Engine:
         if not isinstance(self._local.runtime, EagerRuntime):
             raise InputError("an engine runs a model in one piece: load it without stages")
         self._model, self._core = model, model._core
-        self._share, self._limits = share, Limits(rows=rows, tokens=tokens)
+        self._share, self.limits = share, Limits(rows=rows, tokens=tokens)
         self.clock: Clock = RealClock() if clock is None else clock
         self._timer = time.process_time if isinstance(self.clock, VirtualClock) else time.perf_counter
         self._cost = IterationCost(cost)
@@ -123,31 +125,56 @@ class Engine:
             with suppress(ModelError):
                 joined = JoinedRuntime(self._local.runtime, model.table)
         self._shared_steps = packed or joined
+        unlike = frozenset() if self._shared_steps is None else self._shared_steps.unlike
         self._admission = Admission(
-            self._local, model.table, packed, KVBudget() if kv is None else kv, rows=rows, block_tokens=block_tokens,
-            out=out, back=back, poison=poison,
+            self._local, model.table, packed, KVBudget() if kv is None else kv, unlike=unlike, rows=rows,
+            block_tokens=block_tokens, out=out, back=back, poison=poison,
         )  # fmt: skip
         self.stats = Stats()
         self._numbers = itertools.count()
         self._waiting: deque[Work] = deque()
         self._works: dict[Job, Work] = {}
-        self._replies = Replies(self._core.text, self._admission.frames, self.clock.now_s)
+        own = self._admission
+        self._replies = Replies(self._core.text, own.frames, own.make_room_for_frames, self.clock.now_s)
         self._ran: set[Job] = set()
         self._idle = 0
-        self._iterating = False
+        self._iterating = self._computing = False
+        self._called_off: list[Work] = []
         self._lock = RLock()
+        self._began_s: float | None = None
+        self._at: tuple[Frame, ...] = ()
+        self._by_itself: Frame | None = None
 
     # What people call.
 
-    def submit(self, request: Request) -> Reply:
+    def submit(self, request: Request, *, alone: bool = False) -> Reply:
         """Take a request in. Whoever iterates over the reply, or waits for it, drives the engine.
+
+        Args:
+            alone: it shares no forward pass with others.
 
         Raises:
             InputError: the prompt, the options or the graph cannot be. BudgetExceeded: it could never fit; says by how
             much.
         """
         with self._lock:
-            return self._taken(request, self._work_of(request))
+            return self._taken(request, self._work_of(request, alone=alone))
+
+    def start(
+        self, graph: Graph, inputs: Inputs, generation: Generation | None = None, *, user: str = "",
+        weight: float = 1.0, alone: bool = False,
+    ) -> Reply:  # fmt: skip
+        """Take an experiment in, of any form that a backend runs; `reply.results` is what it gives.
+
+        Args:
+            user, weight, alone: as for requests.
+
+        Raises:
+            InputError: it cannot be. GraphError: the graph cannot be placed. BudgetExceeded: it could never fit.
+        """
+        with self._lock:
+            work = self.work(graph, inputs, generation, user=user, weight=weight, alone=alone)
+            return self._taken(Request((), max_new_tokens=work.job.max_new_tokens, user=user), work)
 
     def run(self, requests: Iterable[Request], *, progress: Callable[[Reply], None] | None = None) -> list[Reply]:
         """All of them to the end. What ends one before its time is its reply's `error`, and leaves the others alone.
@@ -164,12 +191,17 @@ class Engine:
             made = [(request, self._work_of(request)) for request in requests]
             replies = [self._taken(request, work) for request, work in made]
         left = list(replies)
-        while left:
-            self._drive(left[0])
-            for reply in [own for own in left if own.done]:
-                left.remove(reply)
-                if progress is not None:
-                    progress(reply)
+        try:
+            while left:
+                self._drive(left[0])
+                for reply in [own for own in left if own.done]:
+                    left.remove(reply)
+                    if progress is not None:
+                        progress(reply)
+        except BaseException:
+            for reply in left:  # nobody will ever hold them
+                reply.cancel()
+            raise
         return replies
 
     def step(self) -> bool:
@@ -216,6 +248,16 @@ class Engine:
             prefill_token_s=own.prefill_token_s,
         )  # fmt: skip
 
+    def spell(self, token: int) -> str:
+        """The text of one token by itself; nothing without a tokenizer."""
+        return "" if self._core.text is None else self._core.text.decode([token])
+
+    def now(self) -> Now:
+        """What is going on at this moment; any thread may ask, also during a step."""
+        shared = None if self._shared_steps is None else self._shared_steps.speaking.frame
+        own = self._by_itself or shared
+        return Now(self._began_s, self._at or (() if own is None else (own,)), own)
+
     @property
     def pending(self) -> int:
         """How many requests have not ended."""
@@ -228,7 +270,7 @@ class Engine:
 
     # Taking in.
 
-    def _work_of(self, request: Request) -> Work:
+    def _work_of(self, request: Request, *, alone: bool = False) -> Work:
         """A request as an experiment that is checked and has not begun."""
         core = self._core
         if not isinstance(request, Request):
@@ -250,17 +292,20 @@ class Engine:
         graph = replace(graph, seed=graph.seed if request.seed is None else request.seed)
         inputs = Inputs((Rows(ids),), named=request.inputs)
         generation = Generation(request.max_new_tokens, request.options)
-        return self.work(graph, inputs, generation, user=request.user, expected_tokens=request.expected_tokens)
+        return self.work(
+            graph, inputs, generation, user=request.user, weight=request.weight,
+            expected_tokens=request.expected_tokens, alone=alone,
+        )  # fmt: skip
 
     def work(
         self, graph: Graph, inputs: Inputs, generation: Generation | None, *, user: str = "",
-        expected_tokens: float | None = None,
+        weight: float = 1.0, expected_tokens: float | None = None, alone: bool = False,
     ) -> Work:  # fmt: skip
         """An experiment, checked; see `submit` for what is raised."""
         with self._lock:
             return self._admission.work(
                 graph, inputs, generation, number=next(self._numbers), now_s=self.clock.now_s(), user=user,
-                expected_tokens=expected_tokens,
+                expected_tokens=expected_tokens, alone=alone, weight=weight,
             )  # fmt: skip
 
     def _taken(self, request: Request, work: Work) -> Reply:
@@ -296,12 +341,12 @@ class Engine:
 
     def _iterate(self) -> bool:
         self._refuse_inside()
-        self._iterating = True
+        self._iterating, self._began_s = True, time.perf_counter()
         try:
             with torch.inference_mode(False):
                 return self._iteration()
         finally:
-            self._iterating = False
+            self._iterating, self._began_s, self._at, self._by_itself = False, None, (), None
 
     def _iteration(self) -> bool:
         self._admit()
@@ -309,8 +354,9 @@ class Engine:
         if not self._works:
             return bool(self._waiting) and self._nothing(moving)
         now_s = self.clock.now_s()
-        decision = self._scheduler.decide(list(self._works), now_s=now_s, limits=self._limits, memory=self._memory())
+        decision = self._scheduler.decide(list(self._works), now_s=now_s, limits=self.limits, memory=self._memory())
         began = self._timer()
+        self._at = tuple([self._works[job].run.frame for job, _ in decision.run])
         self._move(decision)
         found = self._compute(decision.run)
         seconds = max(self._timer() - began, 1e-9)
@@ -324,6 +370,9 @@ class Engine:
                 seconds=seconds,
             )  # fmt: skip
             self._account(found.ran, seconds)
+            for work, share_s in found.shares(seconds).items():
+                if work in self._replies:
+                    self._replies.timing(work).compute_s += share_s
         self._hand_on(found)
         if found.interrupted is not None:
             raise found.interrupted
@@ -337,10 +386,9 @@ class Engine:
 
     def _admit(self) -> None:
         """Take in what came. What must be promised room first waits for it in order, and holds up nobody else."""
-        now_s = self.clock.now_s()
-        waiting, self._waiting = self._waiting, deque()
         short = False
-        for work in waiting:
+        for _ in range(len(self._waiting)):
+            work = self._waiting.popleft()
             if work not in self._replies:
                 continue
             try:
@@ -348,19 +396,31 @@ class Engine:
                     short = True
                     self._waiting.append(work)
                     continue
-                self._admission.prepare(work)
+                if work.plan.prelude:
+                    self._prepare(work)
+                if work in self._replies:  # its own functions may have called it off
+                    self._scheduler.arrive(work.job, self.clock.now_s())
+                    self._works[work.job] = work
             except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's
                 self._fail(work, error)
-                continue
-            self._take_in(work, now_s)
+            except BaseException as error:
+                self._fail(work, broken_off(error))
+                raise
 
-    def _take_in(self, work: Work, now_s: float) -> None:
+    def _prepare(self, work: Work) -> None:
+        """What runs before its first pass is its own."""
+        began = self._timer()
+        self._begin_by_itself(work)
         try:
-            self._scheduler.arrive(work.job, now_s)
-        except Exception as error:  # noqa: BLE001 - a scheduler may refuse a job
-            self._fail(work, error)
-            return
-        self._works[work.job] = work
+            self._admission.prepare(work)
+        finally:
+            self._begin_by_itself(None)
+            seconds = self._timer() - began
+            self.stats.seconds += seconds
+            self._replies.timing(work).compute_s += seconds
+
+    def _begin_by_itself(self, work: Work | None) -> None:
+        self._by_itself, self._began_s = None if work is None else work.run.frame, time.perf_counter()
 
     def _poll(self) -> bool:
         """Let copies that have ended count; whether others are under way."""
@@ -375,10 +435,21 @@ class Engine:
         """Nothing ran: a copy has to end first, or a scheduler let everybody wait."""
         self._idle = 0 if moving else self._idle + 1
         if self._idle > _PATIENCE:
-            stuck = ", ".join(f"{job.place.value} with {job.held_blocks} blocks" for job in self._works)
-            raise ModelError(f"the engine has requests, and none can run: {stuck}; this is a defect of Glassworks")
+            self._idle = 0
+            self._fail_stuck()
         self.clock.sleep(_PAUSE_S)
-        return True
+        return bool(self._replies)
+
+    def _fail_stuck(self) -> None:
+        """The oldest cannot go on, though all others would make way for it: it ends, and they go on."""
+        work = min([*self._works.values(), *self._waiting], key=lambda own: (own.job.arrival_s, own.job.id))
+        job, memory = work.job, self._memory()
+        reason = (
+            f"this request could not go on for {_PATIENCE} iterations, and nor could anybody else: it has "
+            f"{job.held_blocks} blocks ({job.place.value}), {memory.free_blocks} of {memory.total_blocks} are free on "
+            f"the device and {memory.host_free_blocks} off it"
+        )
+        self._fail(work, BudgetExceeded(reason))
 
     def _move(self, decision: Decision) -> None:
         now_s = self.clock.now_s()
@@ -403,8 +474,18 @@ class Engine:
             self._poll()
 
     def _compute(self, run: Sequence[tuple[Job, int]]) -> Computed:
-        found = compute(run, self._works, self._shared_steps, self._admission.store, share=self._share)
+        self._computing = True
+        try:
+            found = compute(
+                run, self._works, self._shared_steps, self._admission.store, share=self._share,
+                by_itself=self._begin_by_itself, timer=self._timer,
+            )  # fmt: skip
+        finally:
+            self._computing = False
+            while self._called_off:
+                self._called_off.pop().close()
         self.stats.steps += found.steps
+        self.stats.rows += found.rows
         self.stats.alone_steps += found.alone_steps
         self.stats.prompt_tokens += found.prefill_tokens
         for work, tokens in found.shared_tokens.items():
@@ -416,7 +497,7 @@ class Engine:
     def _hand_on(self, found: Computed) -> None:
         """Tokens go to their replies, failures to theirs; who has ended is let go of."""
         for work, error in found.failed:
-            self._fail(work, error)
+            self._fail(work, error, in_company=work in found.company)
         for work, logits in found.came:
             if work not in self._replies:
                 continue
@@ -443,12 +524,15 @@ class Engine:
 
     # Ending.
 
-    def _fail(self, work: Work, error: Exception) -> None:
+    def _fail(self, work: Work, error: Exception, *, in_company: bool = False) -> None:
         if work in self._replies:
-            self._replies.fail(work, error)
+            self._replies.fail(work, error, in_company=in_company)
             self._let_go(work)
 
     def _let_go(self, work: Work) -> None:
         if self._works.pop(work.job, None) is not None:  # otherwise the scheduler has not heard of it
             self._scheduler.finish(work.job, self.clock.now_s())
-        work.close()
+        if self._computing:  # called off by a graph's function: the pass under way still uses its memory
+            self._called_off.append(work)
+        else:
+            work.close()

@@ -5,6 +5,8 @@
 - A graph that writes shapes the keys and values that follow: they are swapped, never computed again, and nobody else
   takes them over.
 - Only what is one row of tokens in one forward pass shares a packed step; the rest runs by itself, between others.
+- So does a graph that writes whole numbers: the model looks things up by them, and one that is out of range would make
+  the model fail for all that share its pass.
 """
 
 from dataclasses import dataclass
@@ -33,8 +35,15 @@ class Facts:
     why_alone: str | None
 
 
-def facts_of(graph: Graph, plan: Plan, table: SiteTable, inputs: Inputs, generation: Generation | None) -> Facts:
-    """The facts of a graph on given rows."""
+def facts_of(
+    graph: Graph, plan: Plan, table: SiteTable, inputs: Inputs, generation: Generation | None, *,
+    unlike: frozenset[str] = frozenset(),
+) -> Facts:  # fmt: skip
+    """The facts of a graph on given rows.
+
+    Args:
+        unlike: sites that a shared pass does not show as a lone run does.
+    """
     touched = [
         n for forward in plan.forwards for event, own in forward.actions if event < len(table.events) for n in own
     ]
@@ -43,7 +52,7 @@ def facts_of(graph: Graph, plan: Plan, table: SiteTable, inputs: Inputs, generat
         touches=bool(touched),
         touches_prompt=any(_at_prompt(plan, n) for n in touched),
         writes=any(nodes[n].kind in WRITES for n in touched),
-        why_alone=_why_alone(graph, plan, table, inputs, generation, [nodes[n] for n in touched]),
+        why_alone=_why_alone(plan, table, inputs, generation, [nodes[n] for n in touched], unlike),
     )
 
 
@@ -53,8 +62,9 @@ def _at_prompt(plan: Plan, n: int) -> bool:
 
 
 def _why_alone(
-    graph: Graph, plan: Plan, table: SiteTable, inputs: Inputs, generation: Generation | None, touched: list[Node]
-) -> str | None:
+    plan: Plan, table: SiteTable, inputs: Inputs, generation: Generation | None, touched: list[Node],
+    unlike: frozenset[str],
+) -> str | None:  # fmt: skip
     if table.plain:
         return "its model reads no tokens"
     if len(inputs.invokes) != 1 or len(inputs.invokes[0].ids) != 1:
@@ -71,4 +81,8 @@ def _why_alone(
         site = table.sites.get(node.target) if node.kind in ("read", *WRITES) else None
         if site is not None and not (site.can_be_shared and site.has_rows):
             return f"rows cannot be told apart at {node.target}"
+        if site is not None and node.kind in WRITES and site.dtype.startswith(("int", "uint")):
+            return f"it writes whole numbers, by which the model looks things up, to {node.target}"
+        if site is not None and node.target in unlike:
+            return f"{node.target} is not in a pass that is shared what it is alone"
     return None

@@ -1,33 +1,32 @@
-"""What came, on its way to whoever asked: tokens as text, stop texts, log probabilities, and how a request ended.
+"""What came, on its way to whoever asked: tokens, stop texts, log probabilities, and how a request ended.
 
-Text is decoded a few tokens at a time: what a token adds depends on those before it only as far as the last one that
-ended a character. When a reply ends its text is decoded once more as a whole.
+What a token spells is found out where somebody asks (`spelling`). When a reply ends its text is decoded as a whole.
 """
 
 from collections.abc import Callable, Mapping
 
 import torch
 
-from glassworks.engine.requests import Reply, Timing, Token
+from glassworks.engine.requests import Reply, Timing
+from glassworks.engine.spelling import Spelling
 from glassworks.engine.work import PackedWork, Work
 from glassworks.memory.arena import Arena
 from glassworks.trace.prompts import Text
-
-_PART = "\N{REPLACEMENT CHARACTER}"
-"""What a part of a character decodes to."""
 
 
 class Replies:
     """The replies that are under way.
 
     Args:
-        text: the tokenizer, if there is one. frames: the arena in which saved values count. now_s: the clock.
+        text: the tokenizer, if there is one. frames: the arena in which saved values count; make_room: for so many
+        bytes there. now_s: the clock.
     """
 
-    def __init__(self, text: Text | None, frames: Arena, now_s: Callable[[], float]) -> None:
-        self._text, self._frames, self._now_s = text, frames, now_s
+    def __init__(
+        self, text: Text | None, frames: Arena, make_room: Callable[[int], None], now_s: Callable[[], float]
+    ) -> None:
+        self._text, self._frames, self._make_room, self._now_s = text, frames, make_room, now_s
         self._replies: dict[Work, Reply] = {}
-        self._spelled: dict[Work, tuple[int, int]] = {}
 
     def __len__(self) -> int:
         return len(self._replies)
@@ -37,8 +36,8 @@ class Replies:
 
     def add(self, work: Work, reply: Reply) -> None:
         """A request has come."""
+        reply.begin(Spelling(self._text), work.run.frame.logs)
         self._replies[work] = reply
-        self._spelled[work] = (0, 0)
 
     def timing(self, work: Work) -> Timing:
         """When things happened to a request."""
@@ -56,54 +55,40 @@ class Replies:
         for token in new:
             if reply.timing.first_token_s is None:
                 reply.timing.first_token_s = self._now_s()
-            reply.tokens.append(token)
-            reply.add(Token(token, self._spell(work, reply.tokens), _logprobs(reply, token, logits)))
+            reply.add(token, _logprobs(reply, token, logits))
         self._count(work)
         if isinstance(work, PackedWork) and (work.ended or len(work.new) == 1):
             work.publish()
         return len(new), work.ended or (bool(new and reply.request.stop) and _stop_at(reply, reply.text) is not None)
 
-    def _spell(self, work: Work, tokens: list[int]) -> str:
-        """The text that the last token adds; a part of a character waits for the rest of it."""
-        if self._text is None:
-            return ""
-        first, read = self._spelled[work]
-        before, now = self._text.decode(tokens[first:read]), self._text.decode(tokens[first:])
-        if now.endswith(_PART) or len(now) <= len(before):
-            return ""
-        self._spelled[work] = (read, len(tokens))
-        return now[len(before) :]
-
     def _count(self, work: Work) -> None:
         """What a graph has saved so far counts in a budget."""
         if not work.facts.touches:
             return
-        size = work.frame_size.now_bytes(work)
+        size = max(work.frame_size.now_bytes(work), work.frame_reserved)
         if size > work.frame_bytes:
+            self._make_room(size - work.frame_bytes)
             self._frames.take(size - work.frame_bytes, "what the graph of a request has saved")
         else:
             self._frames.give(work.frame_bytes - size)
         work.frame_bytes = size
 
     def end(self, work: Work) -> None:
-        """A request has ended as it should."""
+        """A request has ended as it should: its graph, or a stop text, or all its tokens have come."""
+        if not work.ended:
+            work.stop()  # first: what the graph makes of its tokens may fail
         reply = self._release(work)
         found = work.results()
-        text = "" if self._text is None else self._text.decode(reply.tokens)
-        stop = _stop_at(reply, text)
-        reply.end(
-            saves=found, logs=found.logs, text=text if stop is None else text[:stop],
-            finish=work.finish if stop is None else "stop", now_s=self._now_s(),
-        )  # fmt: skip
+        stop = _stop_at(reply, reply.whole) if reply.request.stop else None
+        reply.end(saves=found, stop=stop, finish=work.finish if stop is None else "stop", now_s=self._now_s())
 
-    def fail(self, work: Work, error: Exception) -> None:
-        """A request ends before its time."""
-        self._release(work).fail(error, self._now_s())
+    def fail(self, work: Work, error: Exception, *, in_company: bool = False) -> None:
+        """A request ends before its time; `in_company`: with all that shared its pass."""
+        self._release(work).fail(error, self._now_s(), in_company=in_company)
 
     def _release(self, work: Work) -> Reply:
         self._frames.give(work.frame_bytes)
         work.frame_bytes = 0
-        del self._spelled[work]
         return self._replies.pop(work)
 
 

@@ -6,7 +6,7 @@ one interpreter a graph looks on, and gathers the saves.
 
 import inspect
 import itertools
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +18,7 @@ from glassworks.engine.live import LiveRun, plan_of_edits, read_to_the_end
 from glassworks.engine.loop import Generated, Generating, perform
 from glassworks.engine.sampling import Sampler
 from glassworks.errors import InputError, ModelError, UnknownSite
-from glassworks.graph.backend import Draft, Experiment, Generation, Inputs, Results, run_in_order
+from glassworks.graph.backend import AtHand, Draft, Experiment, Generation, Inputs, Results, run_in_order
 from glassworks.graph.graph import Graph
 from glassworks.graph.jobs import EndedJob, Job
 from glassworks.graph.nodes import ALL_ROWS
@@ -40,7 +40,7 @@ _NONE: frozenset[str] = frozenset()
 _NOTHING = Forward(0, (), (), frozenset(), 0, False)
 
 
-class HasLocal(ABC):
+class HasLocal(AtHand):
     """A backend whose model is in this process."""
 
     @property
@@ -93,17 +93,23 @@ class LocalBackend(HasLocal):
         if graph.invokes != len(inputs.invokes):
             raise InputError(f"the graph has {graph.invokes} invokes and was given rows for {len(inputs.invokes)}")
         table, plan = self.placed(graph, inputs, generating=generation is not None)
-        frame = Frame(graph, plan, named=inputs.named, device=self.runtime.device, parameter=self.runtime.parameter)
-        if frame.watch is not None:
-            frame.watch.experiment(graph)
-        run = ExperimentRun(self, table, frame, inputs, generation)
+        run = self.begun(graph, inputs, generation, table=table, plan=plan)
         if torch.is_inference_mode_enabled():
             with torch.inference_mode(False), torch.no_grad():
                 run.everything(plan)
         else:
             with torch.no_grad():
                 run.everything(plan)
-        return Results(frame.saves, run.forwards, run.alive, frame.gradients, frame.logs)
+        return run.results()
+
+    def begun(
+        self, graph: Graph, inputs: Inputs, generation: Generation | None, *, table: SiteTable, plan: Plan
+    ) -> "ExperimentRun":
+        """An experiment that has run nothing yet; who watches this context watches it."""
+        frame = Frame(graph, plan, named=inputs.named, device=self.runtime.device, parameter=self.runtime.parameter)
+        if frame.watch is not None:
+            frame.watch.experiment(graph)
+        return ExperimentRun(self, table, frame, inputs, generation)
 
     def placed(self, graph: Graph, inputs: Inputs, *, generating: bool) -> tuple[SiteTable, Plan]:
         """The plan of a graph, and the table with the operations that it names, if any."""
@@ -155,6 +161,11 @@ class ExperimentRun:
         self.alive: list[Any] = [[] for _ in inputs.invokes]
         self.cache: dict[str, Any] = {}
         self.rows: Generating | None = None
+
+    def results(self) -> Results:
+        """What has come of it."""
+        frame = self.frame
+        return Results(frame.saves, self.forwards, self.alive, frame.gradients, frame.logs)
 
     def everything(self, plan: Plan) -> None:
         """All forward passes."""

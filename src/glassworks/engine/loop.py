@@ -80,6 +80,14 @@ class Generating:
                 self.step, sizes=self._sizes(), slots=self._slots(), live=self._live_invokes(), complete=self.samples
             )
 
+    def take_back(self) -> bool:
+        """Undo `begin`, since the step was broken off and will be performed again; whether it could be undone: not
+        once something that came of it was taken."""
+        if self.ended or not len(self.alive) == self.step + 1 == len(self.new[0]) + 1:
+            return False
+        self.alive.pop()
+        return True
+
     @property
     def samples(self) -> bool:
         """Whether this step gives a token: it is asked for, and something is still to come."""
@@ -103,12 +111,13 @@ class Generating:
 
     def took(self, tokens: Sequence[int] | None, returned: Any = None) -> None:
         """A step has been performed and has given these tokens, one a row; None: it gives none, and is the last."""
+        ends = self._stopped()
         if self.interpreter is not None:
             commit(self.interpreter)
+            self.interpreter.end()
         if tokens is None:
             self.ended = True
             return
-        ends = self._stopped()
         for row, token in enumerate(tokens):
             own = token if self.live[row] else self.sampler.pad
             self.new[row].append(own)

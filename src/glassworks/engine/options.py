@@ -9,6 +9,7 @@ from glassworks.graph.graph import Graph
 from glassworks.measure.clock import RealClock, VirtualClock
 from glassworks.measure.table import CostTable
 from glassworks.memory.budget import KVBudget
+from glassworks.run.frame import Frame
 
 
 @dataclass(slots=True)
@@ -16,7 +17,8 @@ class Stats:
     """What an engine has done so far.
 
     Attributes:
-        iterations: scheduled ones. steps: packed forward passes. alone_steps: passes of what runs by itself.
+        iterations: scheduled ones. steps: forward passes that requests share, packed or padded. rows: of all those
+            passes together. alone_steps: passes of what runs by itself.
         prompt_tokens, new_tokens: computed, and made. shared_tokens: of prompts, taken over from others.
         swaps_out, swaps_in, drops: how often keys and values left, came back, or were forgotten to be computed again.
         seconds: spent in iterations.
@@ -24,6 +26,7 @@ class Stats:
 
     iterations: int = 0
     steps: int = 0
+    rows: int = 0
     alone_steps: int = 0
     prompt_tokens: int = 0
     new_tokens: int = 0
@@ -32,6 +35,21 @@ class Stats:
     swaps_in: int = 0
     drops: int = 0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """What an engine is doing at one moment.
+
+    Attributes:
+        since_s: when its iteration began, or in it what runs by itself now, by `time.perf_counter()`; None: none is
+            under way.
+        at: the experiments that take part. own: whose own pass or nodes run just now, if anybody's.
+    """
+
+    since_s: float | None
+    at: tuple[Frame, ...]
+    own: Frame | None
 
 
 def check_options(policy: Any, kv: Any, clock: Any, cost: Any, starvation_s: Any, predictor: Any, inner: Any) -> None:

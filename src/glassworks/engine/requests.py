@@ -4,10 +4,12 @@ A `Request` is data: a prompt, how much to generate and how, and perhaps a graph
 fills as its tokens come; whoever iterates over it, or waits for it, drives the engine meanwhile.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from glassworks.engine.spelling import Spelling
 from glassworks.errors import Cancelled, InputError
 from glassworks.graph.graph import Graph
 from glassworks.graph.logs import LogEntry
@@ -29,6 +31,7 @@ class Request:
         seed: of sampling and of the graph's random nodes; what is drawn depends on it alone, never on the batch. None:
             the graph's own, or 0.
         user: whose it is: for the policy `fair`, and for who may share the beginnings of texts with whom.
+        weight: what that user's share is in proportion to, under `fair`.
         expected_tokens: how many it will be, if somebody knows; policies that predict take it.
 
     Raises:
@@ -44,6 +47,7 @@ class Request:
     logprobs: int = 0
     seed: int | None = None
     user: str = ""
+    weight: float = 1.0
     expected_tokens: float | None = None
 
     def __post_init__(self) -> None:
@@ -65,6 +69,8 @@ class Request:
             raise InputError(f"stop is a list of texts, such as ['\\n\\n'], got {self.stop!r}")
         if self.graph is not None and not isinstance(self.graph, Graph):
             raise InputError(f"graph is a gw.Graph (t.graph of a block), got {type(self.graph).__name__}")
+        if not isinstance(self.weight, int | float) or not 0 < self.weight < math.inf:
+            raise InputError(f"weight is a number above 0, got {self.weight!r}")
         if not isinstance(self.user, str):
             raise InputError(f"user is a text, got {self.user!r}")
 
@@ -89,6 +95,8 @@ class Timing:
     Attributes:
         preempted: how often its turn was given to others while it had tokens to make. swapped: how often its keys and
             values left the device. recomputed_tokens, shared_tokens: computed again; taken over from another request.
+        compute_s: its part of the seconds of iterations: of a pass that it shared, by tokens; of its own passes and its
+            graph's nodes, all. Over all requests the sum is `engine.stats.seconds`.
     """
 
     arrival_s: float
@@ -98,6 +106,7 @@ class Timing:
     swapped: int = 0
     recomputed_tokens: int = 0
     shared_tokens: int = 0
+    compute_s: float = 0.0
 
     @property
     def ttft_s(self) -> float | None:
@@ -118,7 +127,9 @@ class Reply:
 
     Attributes:
         request: what was asked. tokens: ids of the new tokens so far. timing: when, and what happened to it.
-        error: what ended it before its time; None if nothing did. logs: what `gw.log` said.
+        error: what ended it before its time; None if nothing did. logs: what `gw.log` has said so far.
+        in_company: the error is the model's, in a pass that others shared, and may be another's doing: the same request
+            with `alone=True` tells.
         finish: why it ended: `length` (it has all the tokens that were asked for), `eos`, `stop` (a stop text came) or
             `graph` (its graph ended it); None: it has not, or ended before its time.
     """
@@ -129,11 +140,14 @@ class Reply:
         self.request, self.timing = request, timing
         self.tokens: list[int] = []
         self.error: Exception | None = None
+        self.in_company = False
         self.logs: Sequence[LogEntry] = ()
         self.finish: str | None = None
         self._pieces: list[Token] = []
+        self._logprobs: list[Mapping[int, float]] = []
+        self._spelling = Spelling(None)
         self._saves: Mapping[str, Any] = {}
-        self._text: str | None = None
+        self._stop: int | None = None
         self._drive, self._cancel = drive, cancel
         self.done = False
 
@@ -142,7 +156,20 @@ class Reply:
     @property
     def text(self) -> str:
         """What the tokens spell so far, up to a stop text."""
-        return "".join(piece.text for piece in self._pieces) if self._text is None else self._text
+        return self.whole[: self._stop] if self.done else "".join(piece.text for piece in self.pieces)
+
+    @property
+    def whole(self) -> str:
+        """What the tokens spell so far, whatever they are."""
+        return self._spelling.all(self.tokens)
+
+    @property
+    def pieces(self) -> Sequence[Token]:
+        """The tokens so far, each with what it adds to the text."""
+        while (at := len(self._pieces)) < len(self.tokens):
+            added = self._spelling.added(self.tokens[: at + 1])
+            self._pieces.append(Token(self.tokens[at], added, self._logprobs[at]))
+        return self._pieces
 
     @property
     def saves(self) -> Mapping[str, Any]:
@@ -157,7 +184,7 @@ class Reply:
     @property
     def logprobs(self) -> list[Mapping[int, float]]:
         """For each token so far, with `logprobs=`: id -> log probability."""
-        return [piece.logprobs for piece in self._pieces]
+        return list(self._logprobs)
 
     def wait(self) -> "Reply":
         """Drive the engine until this reply has ended; what ended it before its time is raised."""
@@ -175,8 +202,8 @@ class Reply:
         """Each token as it comes; at the end, what ended the request before its time is raised."""
         at = 0
         while True:
-            while at < len(self._pieces):
-                yield self._pieces[at]
+            while at < len(self.pieces):
+                yield self.pieces[at]
                 at += 1
             if self.done:
                 break
@@ -191,17 +218,29 @@ class Reply:
 
     # What the engine says.
 
-    def add(self, token: Token) -> None:
+    def begin(self, spelling: Spelling, logs: Sequence[LogEntry]) -> None:
+        """It is taken in. `logs`: where its entries will be."""
+        self._spelling, self.logs = spelling, logs
+
+    def add(self, token: int, logprobs: Mapping[int, float]) -> None:
         """A token has come."""
-        self._pieces.append(token)
+        self._logprobs.append(logprobs)
+        self.tokens.append(token)  # last: another thread may look
 
-    def end(
-        self, *, saves: Mapping[str, Any], logs: Sequence[LogEntry], text: str | None, finish: str, now_s: float
-    ) -> None:
-        """It has all come."""
-        self._saves, self.logs, self._text, self.finish = saves, logs, text, finish
-        self.timing.end_s, self.done = now_s, True
+    def end(self, *, saves: Mapping[str, Any], stop: int | None, finish: str, now_s: float) -> None:
+        """It has all come. `stop`: where in the whole text the reply ends before."""
+        self._saves, self._stop, self.finish = saves, stop, finish
+        self._ended(now_s)
 
-    def fail(self, error: Exception, now_s: float) -> None:
+    def fail(self, error: Exception, now_s: float, *, in_company: bool = False) -> None:
         """It ends before its time."""
-        self.error, self.timing.end_s, self.done = error, now_s, True
+        self.error, self.in_company = error, in_company
+        self._ended(now_s)
+
+    def _ended(self, now_s: float) -> None:
+        self.timing.end_s, self.done = now_s, True
+        self._drive = self._cancel = _nothing  # the engine, and what has run, are held no longer
+
+
+def _nothing() -> None:
+    """What is left to do for a reply that has ended."""

@@ -41,9 +41,7 @@ class Sampler:
     def __init__(
         self, defaults: Mapping[str, Any], options: Mapping[str, Any], *, prompt_length: int, device: Any
     ) -> None:
-        beams = options.get("num_beams", 1)
-        if type(beams) is not int or beams < 1:
-            raise InputError(f"num_beams must be an int of at least 1, got {beams!r}")
+        beams_of(options)
         known = _OWN | set(_WARPERS) | set(_PROCESSORS) | {"num_beams"}
         if unknown := sorted(set(options) - known):
             raise InputError(f"unknown generation options: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
@@ -84,6 +82,18 @@ class Sampler:
             for row, number in zip(chances, rows, strict=True)
         ]
         return torch.cat(drawn)
+
+
+def beams_of(options: Mapping[str, Any]) -> int:
+    """How many beams each row has.
+
+    Raises:
+        InputError: it is not a number of beams.
+    """
+    beams = options.get("num_beams", 1)
+    if type(beams) is not int or beams < 1:
+        raise InputError(f"num_beams must be an int of at least 1, got {beams!r}")
+    return beams
 
 
 def _as_list(value: Any) -> list[int]:

@@ -17,7 +17,7 @@ from glassworks.engine.loop import Generating
 from glassworks.graph.backend import Generation, Results
 from glassworks.graph.place import Plan
 from glassworks.memory.kv import KVStore, Table, Where
-from glassworks.run.joined import Row
+from glassworks.run.joined import Row, cut_back
 from glassworks.run.packing import Part
 from glassworks.schedule.base import Job, Place
 
@@ -29,13 +29,14 @@ class Work(ABC):
 
     Attributes:
         job: as the scheduler sees it. run, plan: the experiment. facts: what its graph allows.
-        reported: how many of its tokens have been handed on. frame_bytes: what it has saved so far.
+        reported: how many of its tokens have been handed on.
+        frame_bytes: taken for what it saves. frame_reserved: how much of that it has from the beginning.
         ended: it has all been computed.
     """
 
     def __init__(self, job: Job, run: ExperimentRun, plan: Plan, facts: Facts) -> None:
         self.job, self.run, self.plan, self.facts = job, run, plan, facts
-        self.reported = self.frame_bytes = 0
+        self.reported = self.frame_bytes = self.frame_reserved = 0
         self.frame_size = FrameSize()
         self.ended = False
 
@@ -52,10 +53,15 @@ class Work(ABC):
             return "eos"
         return "length" if len(new) >= self.job.max_new_tokens else "graph"
 
+    def stop(self) -> None:
+        """It ends here, at a stop text: what its graph makes of the tokens, it makes of those that there are."""
+        assert self.run.rows is not None
+        self.run.generated(self.run.rows)
+        self.ended = True
+
     def results(self) -> Results:
         """What came of it."""
-        frame = self.run.frame
-        return Results(frame.saves, self.run.forwards, self.run.alive, frame.gradients, frame.logs)
+        return self.run.results()
 
     @abstractmethod
     def observe(self) -> None:
@@ -119,6 +125,14 @@ class PackedWork(Work):
             part.interpreter = rows.interpreter if looks else None
             part.keep = count if looks and self._heads and rows.step == 0 else int(rows.samples or self._heads)
         return part, ends
+
+    def undo(self, part: Part, tokens: int, *, ends: bool) -> bool:
+        """A step was broken off before which it had so many `tokens`: it takes part in another; whether it can. Not if
+        its graph may have run."""
+        if part.interpreter is not None or (ends and not self.rows.take_back()):
+            return False
+        self.table.tokens = tokens
+        return True
 
     def _looks_on(self) -> bool:
         return bool(self._forward.actions)
@@ -224,6 +238,15 @@ class AloneWork(Work):
             self._cache.clear()
             self.run.generated(rows)
 
+    def undo(self, row: Row) -> bool:
+        """The step was broken off: see `PackedWork.undo`."""
+        rows = self.run.rows
+        assert rows is not None
+        if row.interpreter is not None or not rows.take_back():
+            return False
+        cut_back(row.cache, rows.computed)
+        return True
+
     @property
     def logits(self) -> torch.Tensor | None:
         """That the newest token was chosen by, `[batch, vocab]`; None: there are none."""
@@ -279,8 +302,9 @@ class FrameSize:
         """Bytes now."""
         frame, rows = work.run.frame, work.run.rows
         states = None if rows is None or rows.interpreter is None else rows.interpreter.states
-        kept = sum(self._saved(name, value) for name, value in frame.saves.items())
-        return kept + _size([*frame.values, frame.history, states])
+        saved = sum(self._saved(name, value) for name, value in frame.saves.items())
+        held = [own for n, own in enumerate(frame.values) if frame.nodes[n].kind != "parameter"]  # the model's is not
+        return saved + _size([*held, frame.history, states])
 
     def _saved(self, name: str, value: Any) -> int:
         if not isinstance(value, list):

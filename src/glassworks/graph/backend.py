@@ -3,6 +3,8 @@
 What goes in and comes out is plain data: prompts are token ids, tensors are constants (see `wire`).
 """
 
+import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -118,12 +120,38 @@ class Backend(Protocol):
     def submit(self, experiments: Sequence["Experiment"]) -> "Job":
         """Hand several over, to be run in order as one job; what is at hand runs them at once."""
 
+    async def run_session_async(self, experiments: Sequence["Experiment"]) -> list[Results]:
+        """As `run_session`, in a task: its event loop goes on meanwhile."""
+
+    async def submit_async(self, experiments: Sequence["Experiment"]) -> "Job":
+        """As `submit`, in a task."""
+
     def live(self, draft: "Draft", inputs: Inputs, *, within: frozenset[str] = frozenset()) -> "Live":
         """Begin to run an experiment while it is written. `within`: as for `sites`.
 
         Raises:
             GlassworksError: this backend cannot.
         """
+
+
+class AtHand(ABC):
+    """A backend of this process: a task lets a thread run what it has, so that its event loop goes on."""
+
+    @abstractmethod
+    def run_session(self, experiments: Sequence["Experiment"]) -> list[Results]:
+        """See `Backend`."""
+
+    @abstractmethod
+    def submit(self, experiments: Sequence["Experiment"]) -> "Job":
+        """See `Backend`."""
+
+    async def run_session_async(self, experiments: Sequence["Experiment"]) -> list[Results]:
+        """See `Backend`."""
+        return await asyncio.to_thread(self.run_session, experiments)
+
+    async def submit_async(self, experiments: Sequence["Experiment"]) -> "Job":
+        """See `Backend`."""
+        return await asyncio.to_thread(self.submit, experiments)
 
 
 class Draft(Protocol):
@@ -187,7 +215,13 @@ def run_in_order(backend: Backend, experiments: Sequence[Experiment]) -> list[Re
     """A session on a backend that is at hand: one run after the other, values handed on."""
     done: list[Results] = []
     for experiment in experiments:
-        linked = {name: done[number][save] for name, (number, save) in experiment.links.items()}
-        inputs = replace(experiment.inputs, named={**experiment.inputs.named, **linked})
-        done.append(backend.run(experiment.graph, inputs, experiment.generation))
+        done.append(backend.run(experiment.graph, linked(experiment, done), experiment.generation))
     return done
+
+
+def linked(experiment: Experiment, done: Sequence[Results]) -> Inputs:
+    """What an experiment of a session runs on, with the values that those before it hand on."""
+    if not experiment.links:
+        return experiment.inputs
+    found = {name: done[number][save] for name, (number, save) in experiment.links.items()}
+    return replace(experiment.inputs, named={**experiment.inputs.named, **found})

@@ -4,7 +4,8 @@ A backend that is at hand has no queue: it runs them at once, and what it gives 
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,21 @@ VERSION = 1
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
 """What a job may be. A service may say another word: it is for reading."""
 ENDED = frozenset({DONE, FAILED, CANCELLED})
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a job.
+
+    Attributes:
+        number: counts from 1, without gaps.
+        kind: a word: `queued`, `started`, `log`, `token`, `progress`, `retried` and others; the last is how it ended.
+        data: more about it, as JSON has it.
+    """
+
+    number: int
+    kind: str
+    data: Any = None
 
 
 class Job(Protocol):
@@ -38,11 +54,18 @@ class Job(Protocol):
     def progress(self) -> float:
         """How far it is, from 0 to 1: forward passes that have run, of those that may."""
 
+    @property
+    def expected_start_s(self) -> float | None:
+        """In how many seconds it may begin, as things stand; None: it has begun, or nobody can tell."""
+
     def wait(self, *, timeout_s: float | None = None) -> None:
         """Until it has ended, however it ends. TimeoutError: it has not, within that time."""
 
     def cancel(self) -> None:
         """Call it off: at once if it waits, before its next forward pass if it runs; nothing if it has ended."""
+
+    def events(self, *, after: int = 0) -> Iterator[Event]:
+        """What happens to it, as it happens, to its end. `after`: the number of the last that is known."""
 
     def each(self) -> list[Results]:
         """Wait, and give the results of each experiment. What the run raised is raised here."""
@@ -54,6 +77,14 @@ class Job(Protocol):
             to: a folder, or the name of a `.safetensors` file, that they are written to as well (see `write`).
         """
 
+    # The same for tasks of an event loop, which goes on meanwhile.
+
+    async def wait_async(self, *, timeout_s: float | None = None) -> None: ...
+    async def status_async(self) -> str: ...
+    async def cancel_async(self) -> None: ...
+    async def each_async(self) -> list[Results]: ...
+    def events_async(self, *, after: int = 0) -> AsyncIterator[Event]: ...
+
 
 _NUMBERS = count(1)
 
@@ -62,6 +93,7 @@ class EndedJob:
     """A job of a backend that is at hand: it has run."""
 
     position = None
+    expected_start_s = None
 
     def __init__(self, run: Callable[[], list[Results]], *, as_leaf: tree.AsLeaf = tree.own_leaf) -> None:
         self.id, self._as_leaf = f"local-{next(_NUMBERS)}", as_leaf
@@ -85,6 +117,9 @@ class EndedJob:
     def cancel(self) -> None:
         pass
 
+    def events(self, *, after: int = 0) -> Iterator[Event]:
+        return iter([Event(1, self.status)][after:])
+
     def each(self) -> list[Results]:
         if isinstance(self._found, Exception):
             raise self._found
@@ -93,8 +128,24 @@ class EndedJob:
     def results(self, to: str | Path | None = None) -> Results | list[Results]:
         return given(self.each(), to, as_leaf=self._as_leaf)
 
+    async def wait_async(self, *, timeout_s: float | None = None) -> None:
+        pass
+
+    async def status_async(self) -> str:
+        return self.status
+
+    async def cancel_async(self) -> None:
+        pass
+
+    async def each_async(self) -> list[Results]:
+        return self.each()
+
+    async def events_async(self, *, after: int = 0) -> AsyncIterator[Event]:
+        for event in self.events(after=after):
+            yield event
+
     def __repr__(self) -> str:
-        return f"<job {self.id}: {self.status}>"
+        return f"<job {self.id} {self.status}>"
 
 
 def given(results: list[Results], to: str | Path | None, *, as_leaf: tree.AsLeaf) -> Results | list[Results]:

@@ -6,7 +6,7 @@ prints them.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -70,13 +70,18 @@ def tell(entry: LogEntry) -> None:
 
 
 @contextmanager
-def silence() -> Iterator[None]:
-    """Nobody listens while this lasts; entries are kept all the same."""
-    token = _HEARS.set(lambda entry: None)
+def heard_by(hear: Callable[[LogEntry], None]) -> Iterator[None]:
+    """Entries of this context go to `hear` while this lasts."""
+    token = _HEARS.set(hear)
     try:
         yield
     finally:
         _HEARS.reset(token)
+
+
+def silence() -> AbstractContextManager[None]:
+    """Nobody listens while this lasts; entries are kept all the same."""
+    return heard_by(lambda entry: None)
 
 
 def to_json(entry: LogEntry) -> list[Any]:

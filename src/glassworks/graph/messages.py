@@ -23,6 +23,8 @@ from glassworks.graph.graph import Graph
 
 VERSION = 1
 _ERROR_CHARACTERS = 10_000
+_WORD_CHARACTERS = 100
+_OPENAIS = frozenset(["param", "code"])
 FILE_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 
 FromBlob = Callable[[wire.Blob], Any]
@@ -367,7 +369,10 @@ _BUILTIN: dict[str, type[Exception]] = {name: getattr(builtins, name) for name i
 
 
 def encode_error(error: BaseException) -> bytes:
-    """An error as JSON text. What is neither ours nor a common one of Python's becomes a RemoteError."""
+    """An error as JSON text. What is neither ours nor a common one of Python's becomes a RemoteError.
+
+    `param` and `code`, where an error has them, are OpenAI's: the field of a body that is wrong, and a word for how.
+    """
     kind = next((k.__name__ for k in type(error).__mro__ if _OWN.get(k.__name__) is k), None)
     if kind is None and _BUILTIN.get(type(error).__name__) is type(error):
         kind = type(error).__name__
@@ -376,19 +381,28 @@ def encode_error(error: BaseException) -> bytes:
         kind, message = "RemoteError", f"{type(error).__name__}: {message}"
     notes = [str(note)[:_ERROR_CHARACTERS] for note in getattr(error, "__notes__", ())]
     body = {"version": VERSION, "type": kind, "message": message[:_ERROR_CHARACTERS], "notes": notes}
+    found = {name: getattr(error, name, None) for name in _OPENAIS}
+    if any(isinstance(value, str) for value in found.values()):
+        body.update(
+            {name: value[:_WORD_CHARACTERS] if isinstance(value, str) else None for name, value in found.items()}
+        )
     return json.dumps({"error": body}).encode()
 
 
 def decode_error(data: bytes | memoryview) -> Exception:
     """The error to raise. WireError: not an error message of ours."""
     message = wire.json_of(bytes(data), "the error message")
-    body = _fields(_fields(message, {"error"}, "message")["error"], {"type", "message", "notes"}, "error", True)
+    value = _fields(message, {"error"}, "message")["error"]
+    extra = _OPENAIS & set(value) if isinstance(value, dict) else set()
+    body = _fields(value, {"type", "message", "notes"} | extra, "error", True)
     if not isinstance(body["type"], str) or not isinstance(body["message"], str) or not isinstance(body["notes"], list):
         raise WireError("error: type and message must be text, notes a list")
     kind: type[Exception] | None = _OWN.get(body["type"]) or _BUILTIN.get(body["type"])
     found = kind(body["message"]) if kind else RemoteError(f"{body['type']}: {body['message']}")
     for note in body["notes"]:
         found.add_note(str(note))
+    for name in (name for name in extra if isinstance(body[name], str)):
+        setattr(found, name, body[name])
     return found
 
 

@@ -18,7 +18,7 @@ from glassworks.graph.flow import EFFECTS, REPEATED, SITES, WRITES, Flow, spell_
 from glassworks.graph.followed import followed, following
 from glassworks.graph.graph import Graph
 from glassworks.graph.nodes import ALL_ROWS, Steps
-from glassworks.graph.releases import releases
+from glassworks.graph.releases import kept_after_steps, releases
 from glassworks.graph.sites import Site, SiteTable
 from glassworks.graph.views import base_of
 
@@ -64,6 +64,7 @@ class Plan:
         releases: node -> nodes whose values nothing needs once it has run.
         steps: node -> the steps in which it has a value; None outside a generation.
         crossing: nodes of many steps whose values a later pass needs.
+        kept: nodes whose values are needed when their step has ended.
         bases: nodes whose tensors gradients are taken at.
     """
 
@@ -74,6 +75,7 @@ class Plan:
     steps: Sequence[Steps | None]
     crossing: frozenset[int]
     bases: frozenset[int]
+    kept: frozenset[int] = frozenset()
 
 
 def place(
@@ -261,7 +263,11 @@ class _Placer:
             steps=tuple(self.steps),
             crossing=crossing,
             bases=bases,
+            kept=self._kept(forwards) if self.generating else frozenset(),
         )
+
+    def _kept(self, forwards: Sequence[Forward]) -> frozenset[int]:
+        return kept_after_steps(self.nodes, forwards, self.steps, result_event=len(self.table.events))
 
     def _held(self) -> frozenset[int]:
         """Events of tensors that the model holds, and that are written in place."""

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from glassworks.graph.nodes import Node
+from glassworks.graph.nodes import Node, Steps
 
 if TYPE_CHECKING:
     from glassworks.graph.place import Forward
@@ -29,3 +29,21 @@ def releases(
         if value not in kept and moment[2] not in repeated and final[moment[2]] == moment:
             found.setdefault(moment[2], []).append(value)
     return {n: tuple(values) for n, values in found.items()}
+
+
+def kept_after_steps(
+    nodes: Sequence[Node], forwards: Sequence["Forward"], steps: Sequence[Steps | None], *, result_event: int
+) -> frozenset[int]:
+    """Values of steps of a generation that are needed when their step has ended: those of one step that other steps
+    use too, what another forward needs, and whatever meets the new tokens, which exist when all steps have ended."""
+    found: set[int] = set()
+    for forward in forwards:
+        own = {n for _, members in forward.actions for n in members}
+        for event, members in forward.actions:
+            for user in members:
+                for d in nodes[user].deps:
+                    scope = steps[d]
+                    single = scope is not None and scope[1] == scope[0] + 1
+                    if event >= result_event or d not in own or (single and steps[user] != scope):
+                        found.add(d)
+    return frozenset(found)

@@ -41,6 +41,7 @@ class Table:
         tokens: how many have been computed.
         reserved: blocks off the device that are promised to it and that it does not have now. is_promised: it has such.
         closed: its request has ended.
+        generation: of the store, when its first token was computed.
     """
 
     def __init__(self, owner: str) -> None:
@@ -53,6 +54,7 @@ class Table:
         self.tokens = 0
         self.fence: Fence | None = None
         self.closed = False
+        self.generation = 0
 
     def __repr__(self) -> str:
         return f"<{self.tokens} tokens in {len(self.blocks) or len(self.away)} blocks, {self.where.value}>"
@@ -87,6 +89,7 @@ class KVStore:
         self._users: Counter[int] = Counter()
         self._doubles = 0  # uses of blocks beyond the first of each
         self._moving: list[Table] = []
+        self._generation = 0  # goes up whenever all beginnings are forgotten
 
     # What there is.
 
@@ -143,6 +146,8 @@ class KVStore:
         need = self.blocks(tokens) - len(table.blocks)
         if need > self.free_blocks:
             return False
+        if not table.tokens:
+            table.generation = self._generation
         table.blocks += self._taken(need) if need > 0 else []
         return True
 
@@ -254,7 +259,8 @@ class KVStore:
     # Beginnings that several share.
 
     def forget(self) -> None:
-        """Forget all beginnings: nobody takes over what is there now."""
+        """Forget all beginnings: nobody takes over what is there now, nor what goes on from it."""
+        self._generation += 1
         self.pool.give(self.prefixes.clear())
 
     def adopt(self, table: Table, ids: Sequence[int]) -> int:
@@ -268,10 +274,14 @@ class KVStore:
         self._doubles += sum(self._users[block] > 0 for block in found)
         self._users.update(found)
         table.blocks, table.tokens = list(found), len(found) * self.block_tokens
+        table.generation = self._generation
         return table.tokens
 
     def publish(self, table: Table, ids: Sequence[int]) -> None:
-        """Let others with the same owner take over the full blocks of a table that holds the tokens `ids`."""
+        """Let others with the same owner take over the full blocks of a table that holds the tokens `ids`, unless
+        beginnings were forgotten since it began."""
+        if table.generation != self._generation:
+            return
         known = ids[: table.tokens]
         keys = block_keys(known, self.block_tokens, owner=table.owner)
         for key, block in zip(keys, table.blocks, strict=False):

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from glassworks.graph.sites import Site, SiteTable
+from glassworks.model.contexts import with_contexts
 from glassworks.model.identity import (
     Evidence,
     check_identities,
@@ -103,7 +104,7 @@ def _build(
     more = to_look_into(passage, stacks) - within
     if more:
         native = scan(module, within=within | more)
-    native = with_probabilities(module, native)
+    native = with_probabilities(module, with_contexts(module, native))
     passage, stacks = _parts(module, native, two=two)
     evidence = evidence_at(native, list(_compared(passage, stacks)))
     names = _Names()

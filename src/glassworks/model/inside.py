@@ -143,8 +143,7 @@ def _probabilities(name: str, span: Span, kind: str, table: SiteTable, found: Fo
         if own is None and f"{span.path}.op(softmax,1).output" not in table.sites:
             own = table.sites.get(f"{span.path}.op(softmax,0).{end}")
         if own is not None and len(own.axes) == 4 and own.has_rows:
-            last = "context" if own.axes[3] == "seq" else own.axes[3]
-            sites[f"{name}.{port}"] = replace(own, axes=(*own.axes[:3], last))
+            sites[f"{name}.{port}"] = own
             continue
         fused = (span.path, "query", span.call) not in table.by_event
         absent[f"{name}.{port}"] = _FUSED.format(kind=kind) if fused else WHY_NONE.format(kind=kind)

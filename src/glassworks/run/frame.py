@@ -27,6 +27,7 @@ class Frame:
         early: nodes that a backward has computed before their turn.
         logs: what `gw.log` has said so far.
         watch: who is told of the run, if anybody is.
+        spent_s: seconds of its nodes in passes that others shared.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Frame:
         self.logs: list[LogEntry] = []
         self.named, self.device, self.parameter = named, device, parameter
         self.watch = watch()
+        self.spent_s = 0.0
         self.takes_gradients = any(forward.has_backward for forward in plan.forwards)
 
     def constant(self, node: int) -> torch.Tensor:

@@ -257,6 +257,21 @@ class Interpreter:
             blame(error, self.frame, n)
             raise
 
+    def end(self) -> None:
+        """A step has ended: what no later one needs is let go of, and what is kept has memory of its own. A view would
+        hold on to a batch, which may be everybody's."""
+        frame, crossing, kept = self.frame, self.frame.plan.crossing, self.frame.plan.kept
+        for own in self.actions.values():
+            for n in own:
+                if n in kept or n in crossing:
+                    frame.values[n] = _of_its_own(frame.values[n])
+                else:
+                    frame.values[n] = None
+                if n in crossing and self.step in frame.history.get(n, ()):
+                    frame.history[n][self.step] = frame.values[n]
+        for key, state in self.states.items():
+            self.states[key] = _of_its_own(state)
+
     def finish(self, tokens: Mapping[int, torch.Tensor]) -> None:
         """Run what follows from the new tokens of a generation: for each invoke int64 `[rows, new]`."""
         n = -1
@@ -403,6 +418,15 @@ def _kept(value: torch.Tensor, node: Any) -> torch.Tensor:
         if operation is not None and operation.aliasing == "never":
             return value.detach()
     return value.detach().clone() if value.requires_grad else value.clone()
+
+
+def _of_its_own(value: Any) -> Any:
+    """The same value in memory that holds no more than it."""
+    if isinstance(value, torch.Tensor):
+        return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
+    if isinstance(value, list | tuple):
+        return tuple(map(_of_its_own, value))
+    return value
 
 
 def _resolved(item: Any, value_of: Any) -> Any:

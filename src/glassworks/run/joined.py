@@ -18,11 +18,14 @@ from torch import Tensor
 from glassworks.errors import ModelError
 from glassworks.graph.nodes import ALL_ROWS
 from glassworks.graph.sites import SiteTable
+from glassworks.model.record import record
+from glassworks.model.runs import Run
 from glassworks.run.eager import EagerRuntime
 from glassworks.run.interpret import Interpreter
 from glassworks.run.modules import Stopped
-from glassworks.run.packing import RowsWatch, agree, refuse_dynamic_rotary
+from glassworks.run.packing import RowsWatch, Speaking, agree, refuse_dynamic_rotary
 from glassworks.run.rows import Slot
+from glassworks.run.unlike import unlike
 
 
 @dataclass(slots=True)
@@ -50,20 +53,24 @@ class Decoded:
 class JoinedRuntime:
     """Decodes rows together.
 
+    Attributes:
+        speaking: whose nodes execute now. unlike: sites that a joined step does not show as a lone run does.
+
     Raises:
         ModelError: this model's rows cannot be joined; the message says why.
     """
 
     def __init__(self, eager: EagerRuntime, table: SiteTable) -> None:
         self.eager, self.module, self.table = eager, eager.module, table
+        self.speaking = Speaking()
         if table.encoder_decoder or table.plain:
             raise ModelError("only decoders that read tokens are joined")
         for config in {id(m.config): m.config for m in self.module.modules() if _is_configured(m)}.values():
             refuse_dynamic_rotary(config)
-        self._check()
+        self.unlike = self._checked()
 
-    def _check(self) -> None:
-        """Compare rows of several lengths, decoded together, with the same rows alone.
+    def _checked(self) -> frozenset[str]:
+        """Compare rows of several lengths, decoded together, with the same rows alone; gives the sites that differ.
 
         Raises:
             ModelError: they differ, or their caches are not plain keys and values.
@@ -83,6 +90,16 @@ class JoinedRuntime:
                 alone = self.module(input_ids=self._ids([row]), use_cache=False)["logits"][0, -1]
             if (apart := agree(ours[0], alone)) is not None:
                 raise ModelError(f"decoded together, its rows give other logits than alone (by {apart:.1e})")
+        return self._shown_unlike(joined) | self._shown_unlike(joined[:1])  # and what is not there in a lone run
+
+    def _shown_unlike(self, rows: Sequence[Row]) -> frozenset[str]:
+        """Sites that are not there when these rows take a step, or have another shape than they should."""
+        longest = max(row.past for row in rows)
+        inputs = self._inputs(rows, longest)
+        if len(rows) == 1:
+            del inputs["attention_mask"]  # a lone run has none
+        sizes = {"batch": len(rows), "seq": 1, "context": longest + 1}
+        return unlike(self.table, record(self.module, Run((), inputs, sizes), self.table.within), sizes)
 
     def _prefilled(self, row: Sequence[int]) -> Any:
         with torch.no_grad():
@@ -96,25 +113,29 @@ class JoinedRuntime:
         """One pass; each row's cache then holds its token too."""
         pasts = [row.past for row in rows]
         longest = max(pasts)
-        cache = _joined([row.cache for row in rows], longest)
+        inputs = self._inputs(rows, longest)
         self._place(rows, pasts, longest)
         looking = [row.interpreter for row in rows if row.interpreter is not None]
-        watch = RowsWatch(self.eager, looking, None, to_the_end=True)
-        lengths = torch.tensor(pasts, device=self.eager.device)[:, None]
-        mask = torch.arange(longest + 1, device=self.eager.device)[None] >= longest - lengths
+        watch = RowsWatch(self.eager, looking, None, self.speaking, to_the_end=True)
         returned: Any = None
         modules = self.eager.modules
         with torch.no_grad(), suppress(Stopped), modules.watched(watch.visits, watch, attending=watch.inner.attending):
-            returned = self.module(
-                input_ids=self._ids([[row.token] for row in rows]), attention_mask=mask.long(), position_ids=lengths,
-                past_key_values=cache, use_cache=True,
-            )  # fmt: skip
+            returned = self.module(**inputs)
         for k, row in enumerate(rows):
-            _hand_back(row.cache, cache, k)
+            _hand_back(row.cache, inputs["past_key_values"], k)
             if row.interpreter is not None:
                 row.interpreter.places = None
         failures = {k: e for k, row in enumerate(rows) for look, e in watch.failures.items() if look is row.interpreter}
         return Decoded(list(returned["logits"][:, -1:].unbind(0)), failures)
+
+    def _inputs(self, rows: Sequence[Row], longest: int) -> dict[str, Any]:
+        lengths = torch.tensor([row.past for row in rows], device=self.eager.device)[:, None]
+        mask = torch.arange(longest + 1, device=self.eager.device)[None] >= longest - lengths
+        return {
+            "input_ids": self._ids([[row.token] for row in rows]), "attention_mask": mask.long(),
+            "position_ids": lengths, "past_key_values": _joined([row.cache for row in rows], longest),
+            "use_cache": True,
+        }  # fmt: skip
 
     def _place(self, rows: Sequence[Row], pasts: Sequence[int], longest: int) -> None:
         sizes = {"batch": len(rows), "seq": 1, "context": longest + 1}
@@ -178,3 +199,9 @@ def _hand_back(cache: Any, joined: Any, row: int) -> None:
     for layer, (own, all_rows) in enumerate(zip(cache.layers, joined.layers, strict=True)):
         cache.update(all_rows.keys[row : row + 1, :, -1:], all_rows.values[row : row + 1, :, -1:], layer)
         assert own.keys.shape[-2] <= all_rows.keys.shape[-2]
+
+
+def cut_back(cache: Any, tokens: int) -> None:
+    """Leave so many tokens in a cache: a step that was broken off may have given some layers one more."""
+    for layer in cache.layers:
+        layer.crop(min(tokens - layer.keys.shape[-2], 0))

@@ -3,10 +3,11 @@
 New keys and values are written to the store's blocks; then rows that have one token are served together, by a gather
 padded to their longest, and longer parts one by one. What a model hands to its attention function (windows, soft caps,
 sinks) is honoured here, or the model is not packed at all (see `packing`). A part whose graph looks into an attention
-is served by itself, in the shapes of a lone run.
+is served by itself, in the shapes of a lone run: where a cache of transformers' forgets what has left a window, the
+keys begin with the window, although the blocks still hold those before it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,11 +89,15 @@ class PackedStep:
 
     Args:
         spans: rows of one token first, those with fewer blocks before those with more. layers: of each attention
-            module its number in the pool.
+            module its number in the pool. windows: of those whose cache forgets, how many tokens attention then sees.
     """
 
-    def __init__(self, spans: Sequence[Span], pool: Pool, layers: dict[nn.Module, int], block_tokens: int) -> None:
+    def __init__(
+        self, spans: Sequence[Span], pool: Pool, layers: Mapping[nn.Module, int], block_tokens: int, *,
+        windows: Mapping[nn.Module, int],
+    ) -> None:  # fmt: skip
         self.spans, self.pool, self.layers, self.block_tokens = spans, pool, layers, block_tokens
+        self._windows = windows
         self.calls = 0
         self.speaking: Interpreter | None = None
         self._device = pool.keys[0].device
@@ -141,6 +146,15 @@ class PackedStep:
             found.append(rows.reshape(1, rows.shape[0], -1, rows.shape[-1])[:, :, : span.context])
         return found[0], found[1]
 
+    def shown(self, module: nn.Module, span: Span) -> tuple[Tensor, Tensor]:
+        """Those of them that a lone run's attention is given."""
+        key, value = self.own(self.layers[module], span)
+        window = self._windows.get(module)
+        if window is None:
+            return key, value
+        first = max(span.past - (window - 1), 0)  # what came in this step is seen, whatever the window
+        return key[:, :, first:], value[:, :, first:]
+
 
 STEP: ContextVar[PackedStep | None] = ContextVar("glassworks_packed_step", default=None)
 
@@ -187,7 +201,7 @@ def attend(step: PackedStep, module: nn.Module, query: Tensor, key: Tensor, valu
     if listener is not None and listener.module is module:
         for span, asks in _listening(step, listener):
             own = query[:, :, span.start : span.end]
-            out[span.start : span.end] = _heard(step, listener, asks, module, layer, span, own, kind)[0]
+            out[span.start : span.end] = _heard(step, listener, asks, module, span, own, kind)[0]
     return out[None]
 
 
@@ -253,21 +267,21 @@ def _listening(step: PackedStep, listener: Listener) -> Iterator[tuple[Span, Cal
 
 
 def _heard(
-    step: PackedStep, listener: Listener, asks: Callable[[str], bool], module: nn.Module, layer: int, span: Span,
+    step: PackedStep, listener: Listener, asks: Callable[[str], bool], module: nn.Module, span: Span,
     query: Tensor, kind: Kind,
 ) -> Tensor:  # fmt: skip
     """Attention of one span in the shapes of a lone run, told to its own interpreter: `[1, tokens, heads, dim]`."""
     step.speaking = span.interpreter
     try:
-        key, value = step.own(layer, span)
+        key, value = step.shown(module, span)
         query, key, value = (
             listener.tell(port, own) for port, own in zip(("query", "key", "value"), (query, key, value), strict=True)
         )
         if not (asks("scores") or asks("probs")):
             return _alone(query, key, value, kind).transpose(1, 2)
-        mask = seen(span.count, span.context, kind.window, query)
+        mask = seen(span.count, key.shape[2], kind.window, query)
         lowest = mask.new_tensor(torch.finfo(mask.dtype).min)
-        with ShownSoftmax(listener.tell, span.context):
+        with ShownSoftmax(listener.tell, key.shape[2]):
             extra: dict[str, Any] = {"softcap": kind.softcap} if kind.softcap is not None else {}
             extra |= {"s_aux": kind.sinks} if kind.sinks is not None else {}
             mask = torch.maximum(mask, lowest)

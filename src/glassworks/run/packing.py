@@ -11,10 +11,11 @@ Surprises this file settles:
 - A model whose function is given something unknown (a bias, a mask of its own) is refused, since it would be ignored.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Lock, RLock
+from time import perf_counter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -27,12 +28,16 @@ from glassworks.graph.sites import ATTENTION_PORTS, SiteTable
 from glassworks.memory.arena import Arena
 from glassworks.memory.blocks import Geometry, LayerShape
 from glassworks.memory.kv import KVStore, Table
+from glassworks.model.record import record
+from glassworks.model.runs import Run
 from glassworks.run.eager import EagerRuntime, Watch
+from glassworks.run.frame import Frame
 from glassworks.run.interpret import Interpreter
 from glassworks.run.modules import Stopped
 from glassworks.run.packed import STEP, PackedStep, Span
-from glassworks.run.registered import BEFORE, GIVEN, NAME, looking, register, window_differs, within
+from glassworks.run.registered import GIVEN, looking, named, register, window_differs, within
 from glassworks.run.rows import Slot
+from glassworks.run.unlike import unlike
 
 _NAMINGS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _NAMINGS_LOCK = Lock()
@@ -70,8 +75,18 @@ class Returned:
     failures: dict[int, Exception]
 
 
+@dataclass(slots=True)
+class Speaking:
+    """Whose nodes execute at this moment of a shared pass, if anybody's: for another thread to read."""
+
+    frame: Frame | None = None
+
+
 class PackedRuntime:
     """Performs packed steps of one model.
+
+    Attributes:
+        speaking: whose nodes execute now. unlike: sites that a packed step does not show as a lone run does.
 
     Raises:
         ModelError: this model cannot be packed; the message says why.
@@ -81,13 +96,16 @@ class PackedRuntime:
         self.eager, self.table = eager, table
         self.module = eager.module
         self._takes_logits = False
+        self.speaking = Speaking()
         with _NAMINGS_LOCK:
             self._naming = _NAMINGS.setdefault(self.module, _Naming())
         self._configs = _configs(self.module)
         self._refuse_by_configuration()
         self._layers: dict[nn.Module, int] = {}
+        self._windows: dict[nn.Module, int] = {}
         self.geometry = self._probed()
         self._check()
+        self.unlike = self._unlike_alone()
 
     # What a model must be.
 
@@ -124,8 +142,7 @@ class PackedRuntime:
             if unknown := sorted(name for name, own in given.items() if name not in GIVEN and isinstance(own, Tensor)):
                 raise ModelError(f"its attention is given {', '.join(unknown)}, which the packed one does not know")
             seen.append((module, LayerShape(key.shape[1], key.shape[-1], value.shape[-1]), key.dtype))
-            wide = value.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-            return wide.transpose(1, 2).contiguous(), None
+            return _of_the_shape(query, value), None
 
         try:
             with self._ours(), looking(look), torch.no_grad():
@@ -137,6 +154,7 @@ class PackedRuntime:
         if len({module for module, _, _ in seen}) != len(seen) or len({dtype for _, _, dtype in seen}) > 1:
             raise ModelError("its attention modules are called more than once, or differ in their number format")
         self._layers = {module: k for k, (module, _, _) in enumerate(seen)}
+        self._windows = _windows(self.module.config, self._layers)
         return Geometry(tuple(shape for _, shape, _ in seen), seen[0][2])
 
     def _check(self) -> None:
@@ -167,6 +185,17 @@ class PackedRuntime:
             if (error := agree(ours[0], theirs)) is not None:
                 raise ModelError(f"packed, its rows give other logits than alone (by {error:.1e})")
 
+    def _unlike_alone(self) -> frozenset[str]:
+        """Sites that are not there in a packed step, or have another shape."""
+
+        def look(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
+            return _of_the_shape(query, value), None
+
+        tokens = [1, 2, 1]
+        run = Run((), self._inputs(tokens, range(len(tokens))), {"batch": 1, "seq": len(tokens)})
+        with self._ours(), looking(look):
+            return unlike(self.table, record(self.module, run, self.table.within), run.sizes)
+
     # A step.
 
     def step(self, parts: Sequence[Part], store: KVStore) -> Returned:
@@ -180,7 +209,7 @@ class PackedRuntime:
             part = parts[k]
             spans.append(Span(start, len(part.ids), part.table.tokens, part.table.blocks, part.interpreter))
             start += len(part.ids)
-        step = PackedStep(spans, store.pool, self._layers, store.block_tokens)
+        step = PackedStep(spans, store.pool, self._layers, store.block_tokens, windows=self._windows)
         ids = [token for k in order for token in parts[k].ids]
         positions = [at for own in spans for at in range(own.past, own.context)]
         keeps = [parts[k].keep for k in order]
@@ -189,7 +218,7 @@ class PackedRuntime:
         looking = [own.interpreter for own in spans if own.interpreter is not None]
         # nobody looks on at a chunk of a prompt, whose keys and values are needed in every layer
         whole = any(part.keep or part.interpreter is None for part in parts)
-        watch = RowsWatch(self.eager, looking, step, to_the_end=whole)
+        watch = RowsWatch(self.eager, looking, step, self.speaking, to_the_end=whole)
         with self._ours(), within(step), torch.no_grad():
             logits = self._watched(watch, ids, positions, kept)
         if logits is not None and step.calls != len(self._layers):
@@ -212,16 +241,19 @@ class PackedRuntime:
 
     def _forward(self, ids: Sequence[int], positions: Sequence[int], kept: Sequence[int] | None) -> Tensor:
         """Logits of the tokens at `kept`, `[kept, vocab]`; None: of all."""
-        device = self.eager.device
-        given: dict[str, Any] = {"use_cache": False}
+        given = self._inputs(ids, positions)
         every = kept is None or len(kept) == len(ids)
-        at = None if every else torch.tensor(kept, dtype=torch.long, device=device)
+        at = None if every else torch.tensor(kept, dtype=torch.long, device=self.eager.device)
         if self._takes_logits and at is not None:
             given["logits_to_keep"] = at
-        tokens = torch.tensor([ids], device=device)
-        returned = self.module(input_ids=tokens, position_ids=torch.tensor([positions], device=device), **given)
+        returned = self.module(**given)
         logits: Tensor = returned["logits"][0]
         return logits if at is None or self._takes_logits else logits.index_select(0, at)
+
+    def _inputs(self, ids: Sequence[int], positions: Sequence[int]) -> dict[str, Any]:
+        device = self.eager.device
+        tokens, at = torch.tensor([ids], device=device), torch.tensor([list(positions)], device=device)
+        return {"input_ids": tokens, "position_ids": at, "use_cache": False}
 
     def _place(self, spans: Sequence[Span], keeps: Sequence[int], total: int) -> None:
         """Tell each interpreter where its tokens are: among all, among those that have logits, and in attention."""
@@ -256,18 +288,12 @@ class _Naming:
     def ours(self, configs: Sequence[Any]) -> Iterator[None]:
         """Within the block these configurations name our function."""
         with self._lock:
-            before = [config._attn_implementation for config in configs] if self._depth == 0 else []
             self._depth += 1
-            for config, name in zip(configs, before, strict=False):
-                object.__setattr__(config, BEFORE, name)
-                config._attn_implementation_internal = NAME
             try:
-                yield
+                with named(configs if self._depth == 1 else ()):
+                    yield
             finally:
                 self._depth -= 1
-                for config, name in zip(configs, before, strict=False):
-                    config._attn_implementation_internal = name
-                    object.__delattr__(config, BEFORE)
 
 
 Placed = tuple[Mapping[int, Slot], Mapping[str, int]]
@@ -301,10 +327,11 @@ class RowsWatch(Watch):
     """
 
     def __init__(
-        self, eager: EagerRuntime, interpreters: Sequence[Interpreter], step: PackedStep | None, *, to_the_end: bool
-    ) -> None:
+        self, eager: EagerRuntime, interpreters: Sequence[Interpreter], step: PackedStep | None, speaking: Speaking, *,
+        to_the_end: bool,
+    ) -> None:  # fmt: skip
         super().__init__(eager.modules, interpreters)
-        self._step, self._only, self._outputs = step, None, {}
+        self._step, self._only, self._outputs, self._speaking = step, None, {}, speaking
         self.failures: dict[Interpreter, Exception] = {}
         self.spared = frozenset()
         if to_the_end:
@@ -315,11 +342,14 @@ class RowsWatch(Watch):
         for own in self.interpreters if speaking is None else (speaking,):
             if event in own.actions and own not in self.failures:
                 token = STEP.set(None)  # a graph may run the model: that is no part of this step
+                self._speaking.frame, began_s = own.frame, perf_counter()
                 try:
                     raw = own.at(event, raw)
                 except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's
                     self.failures[own] = error
                 finally:
+                    own.frame.spent_s += perf_counter() - began_s
+                    self._speaking.frame = None
                     STEP.reset(token)
         if event == self.last and stop:
             raise Stopped
@@ -350,6 +380,21 @@ def _configs(module: nn.Module) -> list[Any]:
         id(own): own for m in module.modules() if hasattr(own := getattr(m, "config", None), "_attn_implementation")
     }
     return list(found.values())
+
+
+def _of_the_shape(query: Tensor, value: Tensor) -> Tensor:
+    """Something of the shape of what attention gives."""
+    wide = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+    return wide.transpose(1, 2).contiguous()
+
+
+def _windows(config: Any, layers: Iterable[nn.Module]) -> dict[nn.Module, int]:
+    """Of attention modules for which transformers' own cache keeps no more than a window: how wide that is."""
+    from transformers import DynamicCache
+
+    kept = DynamicCache(config=config).layers
+    widths = {k: layer.sliding_window for k, layer in enumerate(kept) if getattr(layer, "is_sliding", False)}
+    return {module: widths[k] for module in layers if (k := getattr(module, "layer_idx", -1)) in widths}
 
 
 def _rotary_kinds(config: Any) -> set[str]:

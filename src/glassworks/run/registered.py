@@ -1,14 +1,15 @@
 """The functions that a model calls while a packed step runs, registered with transformers under one name.
 
 Each asks in which context it is called. In a step it serves the step (see `packed`); while a model is looked at it
-shows what it is given; at any other time, and in any other thread, it calls what was there before, which the
-configuration still holds beside our name.
+shows what it is given; at any other time, and in any other thread, it calls what was there before. That is known for as
+long as the configuration lives: another thread may have looked our name up while a step ran, and call us after it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+from weakref import finalize
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,10 @@ from glassworks.model.attention import BY_ROWS, function
 from glassworks.run.packed import STEP, Kind, PackedStep, attend
 
 NAME = "glassworks_packed"
-BEFORE = "_glassworks_before_packing"
+_BESIDE = "_glassworks_before_packing"
+"""Where a configuration holds, during a step, what it named before: a copy that is made then has it too."""
+_BEFORE: dict[int, str] = {}
+"""The same after the step, by the identity of the configuration: in itself it would be saved with it."""
 
 GIVEN = frozenset({"attention_mask", "position_ids", "s_aux", "cu_seq_lens_q", "cu_seq_lens_k"})
 LOOK: ContextVar[Any] = ContextVar("glassworks_packing_probe", default=None)
@@ -41,6 +45,28 @@ def within(step: PackedStep) -> Iterator[None]:
         STEP.reset(token)
 
 
+@contextmanager
+def named(configs: Sequence[Any]) -> Iterator[None]:
+    """Within the block these configurations name our function."""
+    before = [config._attn_implementation for config in configs]
+    for config, name in zip(configs, before, strict=True):
+        if id(config) not in _BEFORE:
+            finalize(config, _BEFORE.pop, id(config), None)
+        _BEFORE[id(config)] = name
+        object.__setattr__(config, _BESIDE, name)
+        config._attn_implementation_internal = NAME
+    try:
+        yield
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation_internal = name
+            object.__delattr__(config, _BESIDE)
+
+
+def _before(config: Any) -> str:
+    return getattr(config, _BESIDE, None) or _BEFORE[id(config)]
+
+
 def _function(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
 ) -> Any:
@@ -49,8 +75,7 @@ def _function(
         return look(module, query, key, value, attention_mask, **kwargs)
     step = STEP.get()
     if step is None:
-        before = getattr(module.config, BEFORE)
-        return function(module, before)(module, query, key, value, attention_mask, *args, **kwargs)
+        return function(module, _before(module.config))(module, query, key, value, attention_mask, *args, **kwargs)
     scaling = kwargs.get("scaling")
     kind = Kind(
         scaling=float(query.shape[-1] ** -0.5 if scaling is None else scaling),
@@ -90,7 +115,7 @@ def _mask(*args: Any, config: Any = None, **kwargs: Any) -> Any:
         return None
     from transformers import AttentionMaskInterface
 
-    return AttentionMaskInterface()[getattr(config, BEFORE)](*args, config=config, **kwargs)
+    return AttentionMaskInterface()[_before(config)](*args, config=config, **kwargs)
 
 
 def register() -> None:

@@ -176,7 +176,7 @@ class Leaf:
             if label in slot.mask and "batch" in labels:
                 shape = [1] * value.ndim
                 shape[labels.index("batch")], shape[axis] = slot.count, value.shape[axis]
-                mask = slot.mask[label].reshape(shape)
+                mask = slot.mask[label][:, -value.shape[axis] :].reshape(shape)  # a window shows the last places only
                 found = mask if found is None else found & mask
         return found
 

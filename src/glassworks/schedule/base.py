@@ -33,7 +33,7 @@ class Job:
     """One request, as a scheduler sees it.
 
     Attributes:
-        arrival_s: when it came. user: whose it is, for `fair`.
+        arrival_s: when it came. user: whose it is, for `fair`; weight: what that user's share is in proportion to.
         prompt_tokens, max_new_tokens: of each row. rows: how many rows of the batch it takes.
         expected_tokens: how many it will produce: a prediction, or the truth for the oracle; None: nobody knows.
         chunkable: its prompt may be computed in parts. recomputable: it may be dropped and computed again.
@@ -51,6 +51,7 @@ class Job:
     prompt_tokens: int
     max_new_tokens: int
     user: str = ""
+    weight: float = 1.0
     rows: int = 1
     expected_tokens: float | None = None
     chunkable: bool = True

@@ -28,20 +28,15 @@ def decide(
     memory: Memory,
     waits_s: Callable[[], Sequence[float]],
     starving: int = 0,
-    due: Sequence[Job] = (),
     reserve_blocks: int = 0,
 ) -> Decision:
     """What the next iteration does.
 
     `order`: all jobs, first to run first; the first `starving` of them starve. `waits_s`: for each, the expected time
-    until it runs, asked for only if blocks are short. `due`: jobs on the host that will starve soon. `reserve_blocks`:
-    what newcomers are likely to need.
+    until it runs, asked for only if blocks are short. `reserve_blocks`: what newcomers are likely to need.
     """
     batch = _Batch(order, limits, memory, waits_s, starving)
     batch.fill()
-    if not memory.instant:
-        for job in due:  # after those that run have their blocks: only what stands idle makes room for them
-            batch.fetch(-1, job, 1)
     if batch.stuck():
         batch.force()
     if memory.total_blocks != UNLIMITED and not memory.instant:

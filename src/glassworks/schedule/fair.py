@@ -5,8 +5,10 @@ The user with the least is next; among one user's jobs the inner policy decides.
 lifted to the least counter of those active: nobody saves service up. While two users both have jobs waiting, what they
 received since then differs by a bound that does not grow with time (VTC, theorem 4.4).
 
+Of users without jobs so many are remembered; beyond, who is least ahead is lifted early, which gives nobody more.
+
 Within one order, a job counts before it runs, so that users alternate in a batch. A job that is computed again after it
-was dropped pays once.
+was dropped pays once. A user with twice the weight pays half for the same, and so gets twice as much.
 """
 
 from collections import Counter
@@ -16,6 +18,8 @@ from glassworks.schedule.base import Job
 from glassworks.schedule.policy import Key, Policy
 
 PROMPT_WEIGHT, OUTPUT_WEIGHT = 1.0, 2.0
+_AWAY = 1024
+"""How many users without jobs are remembered."""
 
 
 class Fair(Policy):
@@ -31,8 +35,7 @@ class Fair(Policy):
     def arrive(self, job: Job) -> None:
         self._inner.arrive(job)  # first: it may refuse the job
         if not self._jobs[job.user]:
-            active = [self.received[user] for user, count in self._jobs.items() if count]
-            least = min(active, default=self._last)
+            least = min((self.received[user] for user in self._jobs), default=self._last)
             self.received[job.user] = max(self.received.get(job.user, 0.0), least)
         self._jobs[job.user] += 1
         self._paid[job.id] = 0.0
@@ -47,6 +50,15 @@ class Fair(Policy):
         del self._paid[job.id]
         self._jobs[job.user] -= 1
         self._last = self.received[job.user]
+        if not self._jobs[job.user]:
+            del self._jobs[job.user]
+            self._forget()
+
+    def _forget(self) -> None:
+        """Of too many users without jobs, the one who is least ahead: coming back would lift it first."""
+        away = [user for user in self.received if user not in self._jobs]
+        if len(away) > _AWAY:
+            del self.received[min(away, key=self.received.__getitem__)]
 
     def promote(self, job: Job) -> None:
         self._inner.promote(job)
@@ -62,7 +74,7 @@ class Fair(Policy):
         tagged = []
         for job in self._inner.order(jobs):
             tagged.append((virtual[job.user], job))
-            virtual[job.user] += OUTPUT_WEIGHT * job.rows
+            virtual[job.user] += OUTPUT_WEIGHT * job.rows / job.weight
         tagged.sort(key=lambda each: each[0])  # stable: the inner order decides between equals
         return [job for _, job in tagged]
 
@@ -71,5 +83,5 @@ class Fair(Policy):
         worth = job.rows * (PROMPT_WEIGHT * prompt + OUTPUT_WEIGHT * job.produced_tokens)
         due = worth - self._paid[job.id]
         if due > 0:  # less than was paid: it was dropped, and is being computed again
-            self.received[job.user] += due
+            self.received[job.user] += due / job.weight
             self._paid[job.id] = worth

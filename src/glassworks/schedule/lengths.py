@@ -16,6 +16,8 @@ _ENOUGH = 8
 """Finished requests before anything is predicted, and how many the wider mean counts as beside the narrower."""
 _MEMORY = 500
 """Beyond so many, a mean forgets: users change."""
+_GROUPS = 4096
+"""Means that are kept; those longest without a request go first."""
 
 
 class Predictor(Protocol):
@@ -47,7 +49,10 @@ class Learned:
         for key in _groups(prompt_tokens, user):
             count, mean = self._means.get(key, (0.0, 0.0))
             count = min(count + 1, _MEMORY)
+            self._means.pop(key, None)  # so that it goes to the end, among the newest
             self._means[key] = count, mean + (math.log(max(1, output_tokens)) - mean) / count
+        while len(self._means) > _GROUPS:
+            del self._means[next(iter(self._means))]
 
 
 def _groups(prompt_tokens: int, user: str) -> list[tuple[object, ...]]:

@@ -12,8 +12,11 @@ from starlette.requests import ClientDisconnect, Request
 
 from glassworks.errors import InputError, LimitExceeded, RemoteError, WireError
 from glassworks.graph.limits import Limits
-from glassworks.serve.answers import Answer, refusal, status_of, too_large
+from glassworks.serve.answers import Refused, status_of, too_large
 from glassworks.serve.spool import Spool, Spooled
+
+_CUT_OFF = {"Connection": "close"}
+"""What is still to come is not read either."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,15 +25,6 @@ class BodyTimes:
 
     pause_s: float = 30.0
     whole_s: float = 600.0
-
-
-class Refused(Exception):
-    """A body that is not taken. `cut_off`: what is still to come is not read either."""
-
-    def __init__(self, status: int, error: Exception, *, cut_off: bool = False) -> None:
-        super().__init__(str(error))
-        self.answer: Answer = refusal(status, error)
-        self.cut_off = cut_off
 
 
 async def received(request: Request, spool: Spool, limits: Limits, times: BodyTimes) -> Spooled:
@@ -47,7 +41,7 @@ async def received(request: Request, spool: Spool, limits: Limits, times: BodyTi
     try:
         async for chunk in _chunks(request, times):
             if body.size_bytes + len(chunk) > limits.body_bytes:
-                raise Refused(413, too_large(body.size_bytes + len(chunk), limits), cut_off=True)
+                raise Refused(413, too_large(body.size_bytes + len(chunk), limits), headers=_CUT_OFF)
             body.write(chunk)
     except ClientDisconnect:
         raise Refused(400, InputError("the connection ended before the body did")) from None
@@ -56,9 +50,9 @@ async def received(request: Request, spool: Spool, limits: Limits, times: BodyTi
             f"the body: {body.size_bytes} bytes came; it may stand still for {times.pause_s:g} s and take "
             f"{times.whole_s:g} s in all"
         )
-        raise Refused(408, LimitExceeded(message), cut_off=True) from None
+        raise Refused(408, LimitExceeded(message), headers=_CUT_OFF) from None
     except RemoteError as error:
-        raise Refused(status_of(error), error, cut_off=True) from None
+        raise Refused(status_of(error), error, headers=_CUT_OFF) from None
     return body
 
 
@@ -68,9 +62,10 @@ def _check_headers(request: Request, limits: Limits) -> None:
         raise Refused(415, WireError(f"header field Content-Encoding: {encoding[:40]!r}; send the body as it is"))
     announced = headers.get("content-length", "")
     if announced and "transfer-encoding" in headers:
-        raise Refused(400, WireError("header field Content-Length: not beside Transfer-Encoding"), cut_off=True)
+        raise Refused(400, WireError("header field Content-Length: not beside Transfer-Encoding"), headers=_CUT_OFF)
     if announced.isdecimal() and int(announced) > limits.body_bytes:
-        raise Refused(413, too_large(int(announced), limits), cut_off=int(announced) > 4 * limits.body_bytes)
+        far = int(announced) > 4 * limits.body_bytes
+        raise Refused(413, too_large(int(announced), limits), headers=_CUT_OFF if far else None)
 
 
 async def _chunks(request: Request, times: BodyTimes) -> AsyncIterator[bytes]:

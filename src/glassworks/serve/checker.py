@@ -9,16 +9,19 @@ says so with its last answer, and ends.
 
 import argparse
 import json
+import os
 import resource
 import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from glassworks.client.content import Whole
+from glassworks.errors import ModelError
 from glassworks.graph.limits import Limits
 from glassworks.serve.answers import Answer, refusal
 from glassworks.serve.checks import Checks, out_of_memory
@@ -26,6 +29,8 @@ from glassworks.serve.pipe import receive, send
 from glassworks.serve.pricing import quote
 
 _ORPHAN_S = 60
+_LEARN_BYTES = 2**32
+"""What a model's tokenizer may take, with the libraries that read it."""
 
 
 def data_bytes() -> int:
@@ -51,7 +56,9 @@ def serve(sock: socket.socket, limits: Limits) -> None:
             return
         signal.alarm(limits.check_s + _ORPHAN_S)  # in case the parent is gone and nobody watches the clock
         if "learn" in head:
-            checks.learn(head["learn"], body)
+            _learn(checks, head, body)
+            start = data_bytes()  # what is known of models is not growth
+            send(sock, {"learned": True})
             continue
         status, answer = _checked(checks, sock, head, body)
         del body
@@ -61,6 +68,16 @@ def serve(sock: socket.socket, limits: Limits) -> None:
         send(sock, {"status": status, "last": last}, answer)
         if last:
             return
+
+
+def _learn(checks: Checks, head: dict[str, str], body: Whole) -> None:
+    _allow(_LEARN_BYTES)
+    if head["what"] == "table":
+        checks.learn(head["learn"], body)
+        return
+    checks.learn_tokenizer(head["learn"], body)
+    with suppress(ModelError):  # whoever needs it is told
+        checks.text(head["learn"])
 
 
 def _checked(checks: Checks, sock: socket.socket, head: dict[str, str], body: Whole) -> Answer:
@@ -96,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check until the parent has gone. Gives the exit code."""
     options = parser().parse_args(arguments)
     torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _warm_up()
     try:

@@ -2,8 +2,8 @@
 
 A check that takes longer than `check_s` has its process killed; one that needs more than `check_bytes` is told so, or
 takes its process with it. Either way the request is refused with the limit, and the next finds another process. What a
-process knows is the limits and the site tables; a body is all that a stranger can put there, and its verdict all that
-comes back.
+process knows is the limits, the site tables and the tokenizers; a body is all that a stranger can put there, and its
+verdict all that comes back.
 """
 
 import json
@@ -31,7 +31,7 @@ Ask = Callable[[str, bytes], Body]
 
 
 class CheckerPool:
-    """A `service.Checker` in processes of its own.
+    """A `models.Checker` in processes of its own.
 
     Args:
         limits: among them `check_s` and `check_bytes`.
@@ -42,6 +42,7 @@ class CheckerPool:
     def __init__(self, limits: Limits, *, processes: int = 2, command: Sequence[str] = COMMAND) -> None:
         self.limits, self._command = limits, command
         self._tables: dict[str, bytes] = {}
+        self._tokenizers: dict[str, bytes] = {}
         self._free: queue.LifoQueue[_Process | None] = queue.LifoQueue()
         for _ in range(processes):
             self._free.put(None)
@@ -66,16 +67,21 @@ class CheckerPool:
             if place is not None:
                 place.end()
 
-    def learn(self, model: str, table: bytes) -> None:
+    def learn(self, model: str, table: bytes, tokenizer: bytes = b"") -> None:
+        """Take in the site table of a model, and the files of its tokenizer as one message."""
         self._tables[model] = table
+        if tokenizer:
+            self._tokenizers[model] = tokenizer
 
     def check(self, what: str, about: str, body: Body, ask: Ask) -> Answer:
         process = self._free.get()
         kept = None
         try:
             process = process or self._started()
-            for model, table in self._tables.items():
-                process.learn(model, table)
+            for model, table in list(self._tables.items()):
+                process.learn("table", model, table)
+            for model, files in list(self._tokenizers.items()) if what == "completion" else ():
+                process.learn("tokenizer", model, files)
             answer, goes_on = process.check({"check": what, "about": about}, body, ask)
             kept = process if goes_on else None
         except TimeoutError:
@@ -111,7 +117,7 @@ class _Process:
 
     def __init__(self, command: Sequence[str], limits: Limits) -> None:
         self._limits = limits
-        self._knows: set[str] = set()
+        self._knows: set[tuple[str, str]] = set()
         self._sock, other = socket.socketpair()
         with other:
             self._process = subprocess.Popen(
@@ -127,12 +133,17 @@ class _Process:
                 f"the process that checks requests did not start ({error}); its output says why"
             ) from None
 
-    def learn(self, model: str, table: bytes) -> None:
-        """See that the process has a site table."""
-        if model not in self._knows:
+    def learn(self, what: str, model: str, content: bytes) -> None:
+        """See that the process has a site table, or a tokenizer, which takes it seconds to read.
+
+        Raises:
+            TimeoutError, EOFError, OSError: it has not taken it.
+        """
+        if (what, model) not in self._knows:
             self._sock.settimeout(_START_S)
-            send(self._sock, {"learn": model}, table)
-            self._knows.add(model)
+            send(self._sock, {"learn": model, "what": what}, content)
+            receive(self._sock)
+            self._knows.add((what, model))
 
     def check(self, head: dict[str, Any], body: Body, ask: Ask) -> tuple[Answer, bool]:
         """The answer, and whether the process goes on. The time that `ask` takes is not the check's.

@@ -17,11 +17,22 @@ from glassworks.graph.backend import Experiment, Inputs
 from glassworks.graph.check import check_request
 from glassworks.graph.check_inputs import check_inputs, check_within
 from glassworks.graph.limits import Limits
-from glassworks.graph.messages import Request, decode_inputs, decode_request, decode_tensor, encode_inputs
+from glassworks.graph.messages import (
+    Request,
+    decode_files,
+    decode_inputs,
+    decode_request,
+    decode_tensor,
+    encode_inputs,
+)
 from glassworks.graph.sites import SiteTable
 from glassworks.graph.wire import Absent, Blob, digest
+from glassworks.model.text import TokenizerText
 from glassworks.serve.answers import Answer, refusal, status_of
+from glassworks.serve.completions import completion_verdict, unknown_model
+from glassworks.serve.openai import read, status_here
 from glassworks.serve.quote import quote_request
+from glassworks.serve.tokenizers import text_of
 
 _LOG = logging.getLogger("glassworks.serve")
 Ask = Callable[[str, bytes], Body]
@@ -34,25 +45,43 @@ class Checks:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._tables: dict[str, SiteTable] = {}
+        self._tokenizers: dict[str, Whole] = {}
+        self._texts: dict[str, TokenizerText | None] = {}
 
     @property
     def tables(self) -> Iterable[SiteTable]:
         """The site tables."""
         return self._tables.values()
 
-    def learn(self, model: str, table: Whole) -> None:
-        """Take in a site table."""
+    def learn(self, model: str, table: Whole, tokenizer: Whole = b"") -> None:
+        """Take in a site table, and the files of a tokenizer as one message."""
         self._tables[model] = table_from_bytes(table)
+        if tokenizer:
+            self.learn_tokenizer(model, tokenizer)
+
+    def learn_tokenizer(self, model: str, tokenizer: Whole) -> None:
+        """Take in the files of a tokenizer; they are read when they are first needed, which takes seconds."""
+        self._tokenizers[model] = tokenizer
+        self._texts.pop(model, None)
+
+    def text(self, model: str) -> TokenizerText | None:
+        """The tokenizer of a model. ModelError: its files are none."""
+        if model not in self._texts:
+            files = self._tokenizers.get(model)
+            self._texts[model] = None if files is None else text_of(decode_files(memoryview(files)))
+        return self._texts[model]
 
     def check(self, what: str, about: str, body: Body, ask: Ask) -> Answer:
         """200 and a verdict, as JSON, or the refusal.
 
         Args:
-            what: `run` for a request, `inputs` for what a site table depends on, `tensor` for a large tensor.
-            about: the model; of a tensor the digest.
+            what: `run` for a request, `inputs` for what a site table depends on, `tensor` for a large tensor,
+                `completion` for OpenAI's body of a request for text, which is refused by OpenAI's statuses.
+            about: the model; of a tensor the digest; of a completion `chat` or `text`.
             ask: answers `sites`: the table for encoded inputs, with the operations inside some modules; and `tensors`:
                 the forms of large tensors, for their digests, null for one that is not there.
         """
+        status = status_here if what == "completion" else status_of
         try:
             data = memoryview(joined(body))
             match what:
@@ -63,18 +92,20 @@ class Checks:
                     verdict: dict[str, Any] = {}
                 case "tensor":
                     verdict = _tensor(about, decode_tensor(data))
+                case "completion":
+                    verdict = self._completion(about, data, ask)
                 case _:
                     verdict = self._request(about, self._tables[about], data, ask)
             return 200, json.dumps(verdict).encode()
         except _NotSent as error:
             return refusal(409, RemoteError(str(error)))
         except GlassworksError as error:
-            return refusal(status_of(error), error)
+            return refusal(status(error), error)
         except MemoryError:
-            return refusal(422, out_of_memory(self.limits, size_of(body)))
+            return refusal(status(full := out_of_memory(self.limits, size_of(body))), full)
         except Exception as error:  # noqa: BLE001 - torch's own words on a node's shapes, or a fault of ours
             if getattr(error, "__notes__", None):
-                return refusal(422, error)
+                return refusal(400 if what == "completion" else 422, error)
             _LOG.exception("a check failed")
             return refusal(500, RemoteError("the check of this request failed; the service's log says why"))
 
@@ -86,7 +117,16 @@ class Checks:
         check_request(request, table, self.limits, table_of=table_of)
         tensors = _large_tensors(request, ask)
         quote = quote_request(request.experiments, self.limits, table_of)
-        return {"late": quote.late, "forwards": quote.forwards, "tensors": tensors}
+        return {**quote.to_json(), "tensors": tensors}
+
+    def _completion(self, about: str, body: memoryview, ask: Ask) -> dict[str, Any]:
+        asked = read(body, chat=about == "chat")
+        model = asked.form.model
+        if model not in self._tables:
+            raise unknown_model(model, list(self._tables))
+        table = self._tables[model]
+        table_of = partial(_table_of, table, ask, {})
+        return completion_verdict(asked, table, self.text(model), self.limits, table_of)
 
 
 class _NotSent(Exception):

@@ -1,149 +1,210 @@
-"""Jobs of a service: requests that were let in and whose author did not wait. One at a time a model, in order.
+"""The jobs of a service as people see them: taken in, looked at, called off, listed, their results fetched.
 
-A job belongs to the key that made it; to any other key its id is unknown. What has ended is kept for a day, and for
-each key so many bytes of results, the oldest let go first. Jobs live in this process: they end with it.
+Joins what decides (`models`, `quotas`), what remembers (`ledger`) and what moves (`dispatch`). A job belongs to the key
+that made it; to any other its id is unknown, in the same words.
 """
 
+import json
 import secrets
-import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from glassworks.client.content import size_of
-from glassworks.errors import Cancelled, LimitExceeded, RemoteError
-from glassworks.graph.jobs import CANCELLED, DONE, ENDED, FAILED, QUEUED, RUNNING
-from glassworks.serve.answers import Answer, refusal
+from glassworks.client.content import Body
+from glassworks.errors import Cancelled, InputError, RemoteError
+from glassworks.graph.jobs import CANCELLED, ENDED, QUEUED
+from glassworks.serve.answers import Answer, Refused, refusal
+from glassworks.serve.dispatch import Dispatcher
+from glassworks.serve.ledger import Ledger
+from glassworks.serve.metrics import Metrics
+from glassworks.serve.models import Models
+from glassworks.serve.quotas import Quotas, Used
+from glassworks.serve.records import JobRow, NewJob
 
-UNFINISHED = 256
-"""Jobs of one key that wait or run."""
-KEPT_S = 24 * 3600.0
-KEPT_BYTES = 4 * 2**30
-"""Results of one key."""
-KEPT_JOBS = 4096
-"""Jobs of one key that have ended."""
+EXPERIMENTS, COMPLETION = "experiments", "completion"
+PRIORITIES = range(-10, 11)
+_IDEMPOTENCY_CHARACTERS = 200
+_LOOK_S = 0.25
+NOWHERE = {"position": None, "expected_start_s": None, "progress": 0.0}
+"""How a job stands whose model this service does not have: an earlier one on the same state took it in."""
+_CHECKS = {EXPERIMENTS: "run", COMPLETION: "completion"}
 
 
-@dataclass(eq=False)
-class Served:
-    """One job.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What a request asks for besides its body.
 
     Attributes:
-        forwards: how many forward passes it may take.
-        run: gives its answer; is called once.
+        idempotency: the same words from the same key are the same job. priority: -10 to 10, 0 as usual.
+        streams: its tokens are to be events.
+
+    Raises:
+        InputError: one of them cannot be.
     """
 
-    id: str
-    owner: str
-    model: str
-    forwards: int
-    run: Callable[[], Answer] | None
-    status: str = QUEUED
-    answer: Answer | None = None
-    ended_at: float = 0.0
-    cancelled: bool = False
-    ended: threading.Event = field(default_factory=threading.Event)
+    idempotency: str | None = None
+    priority: int = 0
+    streams: bool = False
+
+    def __post_init__(self) -> None:
+        if self.priority not in PRIORITIES:
+            raise InputError(f"a priority is an int from {PRIORITIES[0]} to {PRIORITIES[-1]}, got {self.priority}")
+        if self.idempotency is not None and not 0 < len(self.idempotency) <= _IDEMPOTENCY_CHARACTERS:
+            raise InputError(
+                f"an Idempotency-Key has 1 to {_IDEMPOTENCY_CHARACTERS} characters, got {len(self.idempotency)}"
+            )
 
 
 class Jobs:
-    """The jobs of a service. `now_s` is a clock."""
+    """The jobs of a service's models."""
 
-    def __init__(self, *, now_s: Callable[[], float] = time.monotonic) -> None:
-        self._now_s = now_s
-        self._lock = threading.Lock()
-        self._jobs: dict[str, Served] = {}
-        self._waiting: dict[str, deque[Served]] = {}
-        self._running: dict[str, Served] = {}
+    def __init__(
+        self, models: Models, ledger: Ledger, dispatchers: Mapping[str, Dispatcher], *, quotas: Quotas, metrics: Metrics
+    ) -> None:
+        self.models, self.ledger, self.quotas, self._metrics = models, ledger, quotas, metrics
+        self._dispatchers = dispatchers
+        self._uses: dict[str, tuple[float, Used]] = {}
 
-    def submit(self, owner: str, model: str, forwards: int, run: Callable[[str], Answer]) -> Served:
-        """Let a job wait for its turn; `run` is called with its id, in a thread of the model's.
+    def start(self) -> None:
+        """Go on with what an earlier process left: what was running runs again."""
+        self.ledger.release()
+        waiting = self.ledger.unfinished()
+        for name, dispatcher in self._dispatchers.items():
+            dispatcher.start([row for row in waiting if row.model == name])
+
+    def close(self) -> None:
+        """Leave everything as it stands."""
+        for dispatcher in self._dispatchers.values():
+            dispatcher.close()
+
+    # Taking in.
+
+    def check_room(self, owner: str, idempotency: str | None = None) -> None:
+        """Before a request of a key is looked at. Refused, 429: it has too much; not of what was let in before."""
+        try:
+            unfinished = sum(dispatcher.unfinished(owner) for dispatcher in self._dispatchers.values())
+            self.quotas.check(unfinished, self._used(owner))
+        except Refused:
+            if idempotency is None or not self.ledger.knows(owner, idempotency):
+                raise
+
+    def _used(self, owner: str) -> Used:
+        """What a key has used, as it was a moment ago: sums over all its jobs are not made for each request."""
+        found = self._uses.get(owner)
+        if found is None or time.monotonic() - found[0] > _LOOK_S:
+            used = Used(self.ledger.compute_s_today(owner), self.ledger.stored_bytes(owner))
+            found = self._uses[owner] = time.monotonic(), used
+        return found[1]
+
+    def submit(
+        self, name: str, kind: str, body: Body, owner: str, wishes: Wishes, *, about: str | None = None
+    ) -> JobRow:
+        """Check a request, and let it wait for its turn; it is on the disk when this returns.
 
         Raises:
-            LimitExceeded: too many of this key wait already.
+            Refused: it may not run. GlassworksError: it cannot be taken now.
         """
-        id = f"job-{secrets.token_urlsafe(18)}"
-        job = Served(id, owner, model, forwards, lambda: run(id))
-        with self._lock:
-            waiting = sum(other.owner == owner and other.status not in ENDED for other in self._jobs.values())
-            if waiting >= UNFINISHED:
-                raise LimitExceeded(
-                    f"jobs: {waiting + 1} asked for, {UNFINISHED} allowed; wait for some, or cancel some"
-                )
-            self._let_go(owner)
-            self._jobs[id] = job
-            self._waiting.setdefault(model, deque()).append(job)
-            if model not in self._running:
-                self._running[model] = job
-                threading.Thread(target=self._work, args=(model,), name="glassworks-jobs", daemon=True).start()
-        return job
-
-    def find(self, owner: str, id: str) -> Served:
-        """A job of this key. RemoteError: there is none, whether or not another key has it."""
-        with self._lock:
-            self._let_go(owner)
-            job = self._jobs.get(id)
-        if job is None or job.owner != owner:
-            raise RemoteError(
-                f"no job {id[:60]!r}: it was never made with this key, or ended so long ago that it was let go"
+        let_in = self.models.let_in(_CHECKS[kind], name, body, owner, about=about)
+        verdict = let_in.verdict
+        asked = verdict.get("seed")
+        row, fresh = self.ledger.admit(
+            NewJob(
+                owner=owner, model=name, kind=kind, verdict=json.dumps(verdict).encode(), body=body,
+                tensors=let_in.tensors, seed=secrets.randbelow(2**31) if asked is None else asked,
+                priority=wishes.priority, tokens=verdict["tokens"], forwards=verdict["forwards"],
+                idempotency=wishes.idempotency, streams=wishes.streams,
             )
-        return job
+        )  # fmt: skip
+        if fresh:
+            self._metrics.admitted.labels(name).inc()
+            self._dispatchers[name].submit(row)
+        return row
 
-    def position(self, job: Served) -> int | None:
-        """How many jobs are before one in the queue of its model."""
-        with self._lock:
-            if job.status in ENDED:
-                return None
-            if job.status == RUNNING:
-                return 0
-            return self._waiting[job.model].index(job) + (self._running[job.model].status == RUNNING)
+    # Looking.
 
-    def cancel(self, job: Served) -> bool:
-        """Call a job off; whether it is running, so that whoever runs it is to be told."""
-        with self._lock:
-            if job.status in ENDED:
-                return False
-            job.cancelled = True
-            if job.status == RUNNING:
-                return True
-            self._waiting[job.model].remove(job)
-            self._end(job, None)
-        return False
+    def find(self, id: str, owner: str) -> JobRow:
+        """A job of this key. Refused, 404: it has none of that id."""
+        row = self.ledger.find(id, owner)
+        if row is None:
+            raise Refused(
+                404,
+                RemoteError(
+                    f"no job {id[:60]!r}: it was never made with this key, or ended so long ago that it was let go"
+                ),
+            )
+        return row
 
-    # The queue.
+    def status(self, row: JobRow) -> dict[str, Any]:
+        """What is told of a job."""
+        told: dict[str, Any] = {"position": None, "expected_start_s": None, "progress": 1.0}
+        if row.status not in ENDED:
+            dispatcher = self._dispatchers.get(row.model)
+            told = NOWHERE if dispatcher is None else dispatcher.standing(row)
+        return {
+            "id": row.id, "model": row.model, "kind": row.kind, "status": row.status, **told,
+            "created_s": row.created_s, "started_s": row.started_s, "ended_s": row.ended_s, "attempts": row.attempts,
+            "priority": row.priority, "seed": row.seed, "compute_s": row.compute_s,
+        }  # fmt: skip
 
-    def _work(self, model: str) -> None:
-        """Run what waits for a model; end when nothing does, so that nothing is held by an idle thread."""
-        while True:
-            with self._lock:
-                waiting = self._waiting[model]
-                if not waiting:
-                    del self._running[model], self._waiting[model]
-                    return
-                job = self._running[model] = waiting.popleft()
-                job.status = RUNNING
-            assert job.run is not None
-            answer = job.run()
-            with self._lock:
-                self._end(job, answer)
+    def list(self, owner: str, *, status: str | None, limit: int) -> list[dict[str, Any]]:
+        """The jobs of a key, the newest first."""
+        return [self.status(row) for row in self.ledger.list(owner, limit=limit, status=status)]
 
-    def _end(self, job: Served, answer: Answer | None) -> None:
-        """With the lock held."""
-        called_off = job.cancelled and (answer is None or answer[0] != 200)
-        job.status = CANCELLED if called_off else DONE if answer is not None and answer[0] == 200 else FAILED
-        job.answer = refusal(409, Cancelled(f"the job {job.id} was cancelled")) if called_off else answer
-        job.run, job.ended_at = None, self._now_s()
-        job.ended.set()
+    def results(self, row: JobRow) -> tuple[Answer, str]:
+        """What a run answered, and of which media type. Refused, 409: it has not ended, or was called off."""
+        if row.status == CANCELLED:
+            return refusal(409, Cancelled(f"the job {row.id} was cancelled")), "application/json"
+        found = self.ledger.results(row.id, row.owner)
+        if found is None:
+            raise Refused(409, RemoteError(f"the job {row.id} has not ended: it is {row.status}"))
+        status, media, body = found
+        return (status, body), media
 
-    def _let_go(self, owner: str) -> None:
-        """Forget what ended too long ago, and what is too much of this key's. With the lock held."""
-        ended = [job for job in self._jobs.values() if job.status in ENDED]
-        old = [job for job in ended if self._now_s() - job.ended_at > KEPT_S]
-        own = sorted((job for job in ended if job.owner == owner), key=lambda job: -job.ended_at)
-        held = 0
-        for k, job in enumerate(own):
-            held += size_of(job.answer[1]) if job.answer is not None else 0
-            if held > KEPT_BYTES or k >= KEPT_JOBS:
-                old.append(job)
-        for job in old:
-            self._jobs.pop(job.id, None)
+    # Ending.
+
+    def cancel(self, id: str, owner: str) -> JobRow:
+        """Call a job off, whatever its stage; nothing if it has ended."""
+        row = self.find(id, owner)
+        if row.status not in ENDED:
+            self.ledger.cancel(row.id, row.owner)
+            self._called_off(row)
+        return self.find(id, owner)
+
+    def delete(self, id: str, owner: str) -> None:
+        """Let go of a job that has ended, and of its results. Refused, 409: it has not."""
+        row = self.find(id, owner)
+        if row.status not in ENDED:
+            raise Refused(409, RemoteError(f"the job {id} has not ended: it is {row.status}; cancel it first"))
+        self.ledger.forget(row.id, row.owner)
+
+    def take_back(self) -> None:
+        """Let jobs wait again whose lease nobody has renewed: whoever had them has lost them."""
+        for row in self.ledger.expired_leases():
+            if self._dispatchers[row.model].has(row):
+                continue
+            why = "nobody has said for a while that it runs"
+            if self.ledger.requeue(row.id, row.fence, why=why, suspect=False) == QUEUED:
+                self._dispatchers[row.model].submit(row)
+
+    def stop_all_of(self, owner: str) -> None:
+        """Call off all jobs of a key that is let in no more."""
+        for row in self.ledger.cancel_all(owner):
+            self._called_off(row)
+
+    def _called_off(self, row: JobRow) -> None:
+        dispatcher = self._dispatchers.get(row.model)
+        if dispatcher is not None:
+            dispatcher.called_off(row)
+
+    def account(self, owner: str) -> dict[str, Any]:
+        """What a key has and may have."""
+        ledger, quotas = self.ledger, self.quotas
+        return {
+            "queued": ledger.queued_count(owner), "running": ledger.running_count(owner),
+            "compute_s_today": ledger.compute_s_today(owner), "stored_bytes": ledger.stored_bytes(owner),
+            "limits": {
+                "unfinished_jobs": quotas.unfinished_jobs, "compute_s": quotas.compute_s,
+                "stored_bytes": quotas.stored_bytes, "streams": quotas.streams,
+            },
+        }  # fmt: skip

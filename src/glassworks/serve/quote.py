@@ -62,26 +62,34 @@ def within(limit: str, asked: int, allowed: int, line: str) -> None:
 
 
 def quote_request(
-    experiments: Sequence[Experiment], limits: Limits, table_of: Callable[[Experiment], SiteTable]
+    experiments: Sequence[Experiment],
+    limits: Limits,
+    table_of: Callable[[Experiment], SiteTable],
+    *,
+    times: Sequence[int] | None = None,
 ) -> "Quote":
     """Refuse what costs too much.
+
+    Args:
+        times: how often each experiment runs; None: once.
 
     Raises:
         LimitExceeded: names the node's line, the limit and both figures.
         Exception: what torch raises at the shapes of a node, with its line.
     """
     bill = Bill(limits)
-    late, forwards = [], 0
+    late, forwards, tokens = [], 0, 0
     for number, experiment in enumerate(experiments):
         try:
-            walk = _Walk(experiment, table_of(experiment), bill)
+            walk = _Walk(experiment, table_of(experiment), bill, 1 if times is None else times[number])
             late.append(walk.everything())
-            forwards += len(walk.plan.forwards) * walk.steps
+            forwards += walk.times * len(walk.plan.forwards) * walk.steps
+            tokens += walk.times * walk.tokens
         except GlassworksError as error:
             if len(experiments) == 1:
                 raise
             raise type(error)(f"experiment {number} of {len(experiments)}: {error}") from None
-    return Quote(late, forwards)
+    return Quote(late, forwards, tokens, bill.total, bill.saved_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +99,20 @@ class Quote:
     Attributes:
         late: for each experiment, the nodes that can be priced only when they run.
         forwards: how many forward passes it takes, at most.
+        tokens: how many tokens the model computes in them, about: prompts in each pass, and new ones.
+        total: of the nodes that could be priced. result_bytes: of what goes back, as far as its size is known.
     """
 
     late: list[list[int]]
     forwards: int
+    tokens: int
+    total: Price
+    result_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As a verdict has it."""
+        price = {"flops": self.total.flops, "bytes": self.total.bytes, "result_bytes": self.result_bytes}
+        return {"late": self.late, "forwards": self.forwards, "tokens": self.tokens, **price}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +152,10 @@ class HasForm(Protocol):
 
 
 class _Walk:
-    """One experiment."""
+    """One experiment, which runs so many times."""
 
-    def __init__(self, experiment: Experiment, table: SiteTable, bill: Bill) -> None:
-        self.experiment, self.table, self.bill = experiment, table, bill
+    def __init__(self, experiment: Experiment, table: SiteTable, bill: Bill, times: int = 1) -> None:
+        self.experiment, self.table, self.bill, self.times = experiment, table, bill, times
         self.graph = experiment.graph
         generation = experiment.generation
         self.steps = 1 if generation is None else max(1, generation.max_new_tokens)
@@ -145,6 +163,16 @@ class _Walk:
         self.phases = [_Phase(self, later=False)] + ([_Phase(self, later=True)] if self.steps > 1 else [])
         self.passes = Counter(n for forward in self.plan.forwards for _, own in forward.actions for n in own)
         self.spent: dict[int, Price] = {}
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model computes, about; a row without tokens counts as one."""
+        generation, invokes = self.experiment.generation, self.experiment.inputs.invokes
+        prompts = sum(max(1, sum(map(len, own.ids))) for own in invokes)
+        rows = sum(max(1, len(own.ids)) for own in invokes)
+        beams = 1 if generation is None else generation.options.get("num_beams", 1)
+        new = 0 if generation is None else rows * generation.max_new_tokens
+        return len(self.plan.forwards) * beams * (prompts + new)
 
     def everything(self) -> list[int]:
         """Bill each node that runs; gives those that are left for the run."""
@@ -159,7 +187,7 @@ class _Walk:
         runs = self._runs(n)
         prices = [phase.price(n, count) for phase, count in zip(self.phases, runs, strict=False)]
         for price, count in zip(prices, runs, strict=False):
-            self.bill.node(price, count * max(1, self.passes[n]), self.graph.where(n))
+            self.bill.node(price, count * max(1, self.passes[n]) * self.times, self.graph.where(n))
         self.spent[n] = max(prices, key=lambda price: price.bytes)
 
     def _bill_saved(self, n: int) -> None:
@@ -170,7 +198,8 @@ class _Walk:
         single = self.plan.steps[n] is None or ("single", True) in node.kwargs
         counts = (1, 0) if single else self._runs(n)
         sizes = [_size_bytes(phase.values[n]) for phase in self.phases]
-        self.bill.saved(sum(size * count for size, count in zip(sizes, counts, strict=False)), self.graph.where(n))
+        own = sum(size * count for size, count in zip(sizes, counts, strict=False))
+        self.bill.saved(own * self.times, self.graph.where(n))
         if node.kind == "save" and single:
             self.bill.saves[-1][node.target] = self.phases[0].values[n]
 

@@ -1,9 +1,10 @@
-"""The process that holds a model: its host behind a Unix socket, one experiment at a time.
+"""The process that holds a model and one engine, behind a Unix socket.
 
     python -m glassworks.serve.worker --model toy --socket worker.sock
 
-The socket is for the owner alone: whoever can open it needs no key. Questions other than runs are answered
-while a run is under way. Torch and transformers are imported here, and nowhere else in `serve`.
+One connection at a time: who connects gives jobs and is told of them (see `running`). When the connection ends so do
+its jobs, and the next may come. The socket is for the owner alone: whoever can open it needs no key. Torch and
+transformers are imported here, and nowhere else in `serve` but by what this imports to run jobs.
 """
 
 import argparse
@@ -15,60 +16,45 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import uvicorn
-from anyio import CapacityLimiter, to_thread
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
-
 from glassworks.errors import GlassworksError, InputError
-from glassworks.graph.backend import Backend, Inputs, Rows
-from glassworks.graph.graph import Graph
 from glassworks.graph.limits import Limits
-from glassworks.graph.nodes import ALL_ROWS, Node, Ref
-from glassworks.serve.host import ModelHost, tokenizer_files
 from glassworks.serve.lifeline import end_with
+from glassworks.serve.runner import Runner
+from glassworks.serve.running import serve
 
-_GRACE_S = 5
+POLICIES = ("mlfq", "fcfs", "srpt-predicted")
+STARVATION_S = 20.0
+"""Whoever waits for so long in the engine goes first, whoever else is there."""
 
 
-def load_host(name: str, *, limits: Limits) -> ModelHost:
-    """The host of a model that `gw.load` can load. It has run once, so that its weights are here and it works."""
-    from glassworks.loading import load
+def load(options: argparse.Namespace) -> Runner:
+    """What runs jobs on a model that `gw.load` can load. It has run once, so that its weights are here and it works."""
+    from glassworks import loading
+    from glassworks.serve.host import ModelHost, tokenizer_files
+    from glassworks.serve.one_by_one import OneByOne
     from glassworks.serve.spending import Spending
     from glassworks.trace.tensors import as_leaf, from_blob
 
-    model = load(name)
-    try_out(model.backend)
-    files = tokenizer_files(model.tokenizer)
-    return ModelHost(
-        model.backend, tokenizer=files, result_bytes=limits.result_bytes,
-        price=lambda: Spending(limits, model.backend.sites()),
-        as_leaf=as_leaf, from_blob=from_blob,
+    limits = Limits(**json.loads(options.limits))
+    model = loading.load(options.model)
+    host = ModelHost(
+        model.backend, tokenizer=tokenizer_files(model.tokenizer), result_bytes=limits.result_bytes,
+        price=lambda: Spending(limits, model.backend.sites()), as_leaf=as_leaf, from_blob=from_blob,
+        run_s=limits.run_s,
     )  # fmt: skip
+    if model.table.plain:
+        return OneByOne(host)
+    from glassworks.engine.engine import Engine
+    from glassworks.memory.budget import KVBudget
+    from glassworks.serve.together import Together
 
-
-def try_out(backend: Backend) -> None:
-    """Run one token through the model, up to its logits."""
-    nodes = (
-        Node("read", "logits", (), (), (), 0, None),
-        Node("save", "logits", (Ref(0),), (), (0,), ALL_ROWS, None),
-    )
-    backend.run(Graph(nodes), Inputs((Rows(ids=((0,),)),)))
-
-
-def create_app(host: ModelHost) -> Starlette:
-    """The host as an application: runs wait for each other, in the order in which they came."""
-    one_at_a_time = CapacityLimiter(1)
-
-    async def answer(request: Request) -> Response:
-        path, body = request.url.path, await request.body()
-        limiter = one_at_a_time if path.startswith("/run") else None
-        status, content = await to_thread.run_sync(host.handle, request.method, path, body, limiter=limiter)
-        return Response(content, status)
-
-    return Starlette(routes=[Route("/{path:path}", answer, methods=["GET", "POST"])])
+    engine = Engine(
+        model, policy="fair", inner=options.policy, rows=options.rows, starvation_s=STARVATION_S,
+        kv=KVBudget(device=options.kv_device, host=options.kv_host),
+    )  # fmt: skip
+    runner = Together(host, engine, run_s=limits.run_s)
+    runner.try_out()
+    return runner
 
 
 def bind(path: str) -> socket.socket:
@@ -88,19 +74,16 @@ def bind(path: str) -> socket.socket:
     return bound
 
 
-def run(host: ModelHost, *, socket_path: str, while_open: int | None = None) -> None:
-    """Serve until a signal comes or the pipe `while_open` closes at its other end."""
-    config = uvicorn.Config(
-        create_app(host),
-        log_level="warning",
-        lifespan="off",
-        timeout_graceful_shutdown=_GRACE_S,
-        access_log=False,
-    )
-    server = uvicorn.Server(config)
-    if while_open is not None:
-        end_with(while_open, lambda: setattr(server, "should_exit", True))
-    server.run(sockets=[bind(socket_path)])
+def run(runner: Runner, *, socket_path: str, while_open: int | None = None) -> None:
+    """Serve one connection after the other until a signal comes or the pipe `while_open` closes at its other end."""
+    with bind(socket_path) as listening:
+        listening.listen(1)
+        if while_open is not None:
+            end_with(while_open, lambda: os._exit(0))  # nothing is kept here that would have to be put away
+        while True:
+            connection, _ = listening.accept()
+            with connection:
+                serve(runner, connection)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -111,6 +94,10 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--model", required=True, help="what gw.load takes: toy, a Hugging Face id, or a folder")
     found.add_argument("--socket", required=True, help="path of the Unix socket to listen on")
     found.add_argument("--limits", default="{}", help="limits that differ from the usual ones, as JSON")
+    found.add_argument("--policy", default="mlfq", choices=POLICIES, help="which of one key's jobs go first")
+    found.add_argument("--rows", type=int, default=32, help="how many jobs share a forward pass at most")
+    found.add_argument("--kv-device", default="1GiB", help="memory for keys and values where the model runs")
+    found.add_argument("--kv-host", default="2GiB", help="memory for those of jobs whose turn it is not")
     found.add_argument("--while-open", type=int, metavar="FD", help="end when this pipe closes at its other end")
     return found
 
@@ -119,8 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Load a model and serve it. Gives the exit code."""
     options = parser().parse_args(arguments)
     try:
-        host = load_host(options.model, limits=Limits(**json.loads(options.limits)))
-        run(host, socket_path=options.socket, while_open=options.while_open)
+        run(load(options), socket_path=options.socket, while_open=options.while_open)
     except GlassworksError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2

@@ -4,10 +4,10 @@ One class serves them all: a block collects rows and nodes, and when it ends wit
 backend and the results to the saved Values. Nothing runs before that, and nothing at all if nothing was saved.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import asyncio
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from threading import get_ident
 from typing import Any
 
 import torch
@@ -16,8 +16,11 @@ from glassworks.errors import GraphError, InputError, NotSaved, ScopeError
 from glassworks.graph.backend import Experiment, Generation, Inputs, Results, Rows, untaken
 from glassworks.graph.flow import effects
 from glassworks.graph.graph import Graph
+from glassworks.graph.jobs import Job
 from glassworks.graph.logs import LogEntry
 from glassworks.graph.nodes import ALL_ROWS, Line, Node, Ref, Steps
+from glassworks.graph.sites import SiteTable
+from glassworks.trace.author import author
 from glassworks.trace.cache import Cache
 from glassworks.trace.parts import Core, Part
 from glassworks.trace.positions import Positions
@@ -32,8 +35,8 @@ from glassworks.trace.tensors import as_tensor, dtype_name
 from glassworks.trace.value import Value
 from glassworks.trace.waiting import Submitted
 
-_OPEN: dict[int, list[Recorder]] = {}
-"""The open blocks of each thread, of whichever model; the last is the innermost."""
+_OPEN: dict[Hashable, list[Recorder]] = {}
+"""The open blocks of each author, of whichever model; the last is the innermost."""
 
 
 class Block:
@@ -80,40 +83,72 @@ class Block:
     # Opening and closing.
 
     def __enter__(self) -> "Block":
-        core, thread = self._core, get_ident()
-        if thread in core.blocks:
-            raise ScopeError(f"a block of this model is open already; one at a time in a thread\n  at {caller()}")
-        table = core.table
-        if table.plain and self._rows and self._finish is None:
-            table = core.backend.sites(Inputs(tuple(self._rows)))
+        table = self._core.table
+        if self._asks_for_sites:
+            self._check_alone()
+            table = self._core.backend.sites(Inputs(tuple(self._rows)))
+        return self._begin(table)
+
+    async def __aenter__(self) -> "Block":
+        table = self._core.table
+        if self._asks_for_sites:
+            self._check_alone()
+            table = await asyncio.to_thread(self._core.backend.sites, Inputs(tuple(self._rows)))
+        return self._begin(table)
+
+    @property
+    def _asks_for_sites(self) -> bool:
+        """Whether the sites depend on the rows."""
+        return self._core.table.plain and bool(self._rows) and self._finish is None
+
+    def _check_alone(self) -> None:
+        if author() in self._core.blocks:
+            raise ScopeError(
+                f"a block of this model is open already; one at a time in a thread, or in a task\n  at {caller()}"
+            )
+
+    def _begin(self, table: SiteTable) -> "Block":
+        self._check_alone()
+        core, own = self._core, author()
         recorder = self._kind(table, Value, core.prefix if self._has_edits else None)
         recorder.seed = self._seed
         recorder.invokes = len(self._rows)
         recorder.invoke = 0 if self._rows else ALL_ROWS
         recorder.needs_steps = self._generation is not None
-        recorder.partner = core.sessions.get(thread)
+        recorder.partner = core.sessions.get(own)
         shapes = Shapes(recorder, self._sizes)
         recorder.shape_of, recorder.structure_of = shapes, shapes.structure
         recorder.may_pad = self._may_pad
         recorder.inputs = lambda: self.inputs
         recorder.frozen = core.frozen
-        self._recorder = core.blocks[thread] = recorder
-        _OPEN.setdefault(thread, []).append(recorder)
+        self._recorder = core.blocks[own] = recorder
+        _OPEN.setdefault(own, []).append(recorder)
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if self._is_to_run(error):
+            with self._running():
+                self._run()
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if self._is_to_run(error):
+            with self._running():
+                await self._run_async()
+
+    def _is_to_run(self, error: BaseException | None) -> bool:
+        """End the block: what was written is fixed. Whether it is to run now."""
         recorder = self._own()
-        forget(self._core, get_ident(), recorder)
+        forget(self._core, author(), recorder)
         if error is not None:
             recorder.failure = f"the block ended with an error ({type(error).__name__}), {self._lost}"
             recorder.close()
-            return
+            return False
         self.graph = recorder.graph()
         self._saved = recorder.saved
         if self._finish is not None:
             self._finish(self)
             recorder.close()
-            return
+            return False
         try:
             self._reduced = reductions_of(
                 self.graph, recorder.table, self._rows, generating=self._generation is not None
@@ -125,13 +160,19 @@ class Block:
         if recorder.partner is not None:
             recorder.sealed = True
             recorder.partner.adopt(self)
-        else:
-            recorder.failure = "the run of the block ended with an error, so nothing was computed"
-            try:
-                self._run()
-                recorder.failure = None
-            finally:
-                recorder.close()
+            return False
+        return True
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Around the run; what was saved are results after it, or nothing."""
+        recorder = self._own()
+        recorder.failure = "the run of the block ended with an error, so nothing was computed"
+        try:
+            yield
+            recorder.failure = None
+        finally:
+            recorder.close()
 
     def __repr__(self) -> str:
         recorder = self._recorder
@@ -157,21 +198,32 @@ class Block:
         return recorder
 
     def _run(self) -> None:
-        graph = self.graph
         if not self._wait:
-            self._job = self._submitted()
+            self._job = self._submitted(self._core.backend.submit(self._experiments(with_tokens=True)))
             return
-        if next(effects(graph), None) is None:
-            return
-        if self._generation is not None and needs_all_steps(graph):
-            graph = with_results(graph)
-        self.deliver(self._core.backend.run(graph, self.inputs, self._generation))
+        for own in self._experiments(with_tokens=False):
+            self.deliver(self._core.backend.run(own.graph, own.inputs, own.generation))
 
-    def _submitted(self) -> Submitted:
-        """The job of this block; of a generation the new tokens are always among its results."""
-        graph = self.graph if self._generation is None else with_results(self.graph)
-        needed = next(effects(graph), None) is not None
-        job = self._core.backend.submit([Experiment(graph, self.inputs, self._generation)] if needed else [])
+    async def _run_async(self) -> None:
+        """A generation gives its new tokens too, so that `t.result` need not run it again while a loop stands still."""
+        own = self._experiments(with_tokens=True)
+        if not self._wait:
+            self._job = self._submitted(await self._core.backend.submit_async(own))
+        elif own:
+            self.deliver(*await self._core.backend.run_session_async(own))
+
+    def _experiments(self, *, with_tokens: bool) -> list[Experiment]:
+        """What is to be run, if anything needs a run. `with_tokens`: a generation is to give its new tokens."""
+        graph, generation = self.graph, self._generation
+        if generation is not None and with_tokens:
+            graph = with_results(graph)
+        if next(effects(graph), None) is None:
+            return []
+        if generation is not None and not with_tokens and needs_all_steps(graph):
+            graph = with_results(graph)
+        return [Experiment(graph, self.inputs, generation)]
+
+    def _submitted(self, job: Job) -> Submitted:
         return Submitted(job, self.awaiting, lambda found: self.deliver(*found) if found else None)
 
     @property
@@ -402,7 +454,7 @@ class Block:
         After a generate block it needs no save, and runs all steps if they have not been run.
         """
         recorder = self._own()
-        if self._core.blocks.get(get_ident()) is recorder:
+        if self._core.blocks.get(author()) is recorder:
             return self._result_inside(recorder)
         return self._result_after(None)
 
@@ -456,11 +508,13 @@ class Block:
             raise ScopeError(f"{why}\n  at {caller()}")
 
 
-def forget(core: Core, thread: int, recorder: Recorder) -> None:
-    """The block of this recorder is open no more."""
-    if core.blocks.get(thread) is recorder:
-        del core.blocks[thread]
-        _OPEN[thread].remove(recorder)
+def forget(core: Core, own: Hashable, recorder: Recorder) -> None:
+    """The block of this recorder, which its author has open, is open no more."""
+    if core.blocks.get(own) is recorder:
+        del core.blocks[own]
+        _OPEN[own].remove(recorder)
+        if not _OPEN[own]:
+            del _OPEN[own]
 
 
 def check_graph(value: Any) -> Graph:
@@ -473,8 +527,8 @@ def check_graph(value: Any) -> Graph:
 
 
 def open_recorder(what: str, line: Line) -> Recorder:
-    """The innermost open block of this thread, of whichever model. ScopeError: `what` was written outside of one."""
-    opened = _OPEN.get(get_ident())
+    """The innermost block that is open here, of whichever model. ScopeError: `what` was written outside of one."""
+    opened = _OPEN.get(author())
     if not opened:
         raise ScopeError(f"{what} belongs inside a block, `with model.trace(prompt) as t:`\n  at {line}")
     return opened[-1]

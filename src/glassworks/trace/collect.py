@@ -21,7 +21,6 @@ from glassworks.graph.logs import LogEntry
 from glassworks.graph.sites import SiteTable
 from glassworks.trace.forms import check_rows, forms_of
 from glassworks.trace.pieces import NOT_TAKEN, Alive, Form, Ids, Part, alive_in_order
-from glassworks.trace.waiting import Awaited
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +107,14 @@ def run_over(job: Job, done: Callable[[int], None]) -> Results:
     return _joined(job, job.forms(), job.passes(range(len(job.numbers))), done)
 
 
-def submit_over(job: Job) -> Awaited:
-    """Hand all passes over as one job, to be joined when somebody looks."""
+def handed_over(job: Job) -> tuple[list[Experiment], Callable[[list[Results]], Results]]:
+    """All passes, to be run in order as one, and what makes one of their results."""
     forms, numbers = job.forms(), range(len(job.numbers))
 
     def join(found: list[Results]) -> Results:
         return _joined(job, forms, zip(numbers, map(job.chunk, numbers), found, strict=True), lambda rows: None)
 
-    return Awaited(job.backend.submit([job.experiment(number) for number in numbers]), join)
+    return [job.experiment(number) for number in numbers], join
 
 
 def _joined(

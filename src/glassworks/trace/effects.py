@@ -18,8 +18,8 @@ from glassworks.trace.value import Value
 def log(*parts: Any) -> None:
     """Print a line when the values exist: where it was written, the step and the rows, and the parts, tensors short.
 
-    It is always needed, also where nothing is saved. A remote run prints here, once the results have come. After the
-    block `t.logs` holds the entries.
+    It is always needed, also where nothing is saved. A remote run prints here, while it runs. After the block
+    `t.logs` holds the entries.
 
     Args:
         parts: text, Values, tensors, numbers.

@@ -1,6 +1,6 @@
 """The model that people hold: blocks, its parts, its tokenizer. It is given a Backend and cannot tell which."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from glassworks.graph.graph import Graph
 from glassworks.graph.passes import joined
 from glassworks.graph.sites import SiteTable
 from glassworks.trace.block import Block, check_graph
-from glassworks.trace.collect import Job, run_over, submit_over
+from glassworks.trace.collect import Job, handed_over, run_over
 from glassworks.trace.inside import Result
 from glassworks.trace.live import LiveBlock
 from glassworks.trace.parts import Core, Part, at_path, call_module, child_of
@@ -76,6 +76,9 @@ class Model(Part):
             wait: if False, the block becomes a job, `t.job`, and a saved Value waits for it when it is used; a model of
                 this process runs it at once.
             arguments: go to the model.
+
+        In a task of an event loop `async with model.trace(...) as t:` lets the loop go on while the block runs; many
+        are awaited at once with `asyncio.gather`, a block a task.
 
         Example:
             with model.trace("The Eiffel Tower is in the city of") as t:
@@ -176,7 +179,8 @@ class Model(Part):
             to: a folder that each pass is written to as it is done; a run that was cut short goes on where the folder
                 ends. See `gw.results`.
             progress: a bar on standard error; None: with `to` on a terminal.
-            wait: if False, all passes become one job, `.job` of the mapping that is given; its first use waits for it.
+            wait: if False, all passes become one job, `.job` of the mapping that is given; its first use, or awaiting
+                it, waits for it. In an event loop `run_async` spares the loop the submission too.
             max_new_tokens: for a graph that generates. inputs: tensors for the graph's named inputs; others go to the
                 model, those with a row for each prompt row by row.
 
@@ -186,6 +190,36 @@ class Model(Part):
         Raises:
             InputError: the folder holds something else, or cannot be written.
         """
+        if self._core.table.plain and to is not None:
+            raise InputError("to= takes prompts of tokens; a plain module runs in one pass: save what it gives")
+        if to is not None and not wait:
+            raise InputError("to= writes each pass as it is done, and so waits: leave out wait=False, or to=")
+        own = self._to_run(graph, prompts, rows=rows, max_new_tokens=max_new_tokens, inputs=inputs)
+        if not wait:
+            experiments, join = _handed_over(own)
+            return Awaited(self._core.backend.submit(experiments), join)
+        if isinstance(own, Experiment):
+            return self._core.backend.run(own.graph, own.inputs)
+        with shown_progress(len(own.prompts), wanted=progress, worth_it=to is not None) as done:
+            return run_over(own, done) if to is None else run_to(to, own, self._core.name, done)
+
+    async def run_async(
+        self, graph: Graph, prompts: Any, *, rows: int = 64, max_new_tokens: int | None = None, **inputs: Any
+    ) -> Results:
+        """As `run`, in a task: its event loop goes on meanwhile. All passes are one job, which is called off if the
+        task is cancelled.
+
+        Example:
+            first, second = await asyncio.gather(model.run_async(graph, prompts), other.run_async(graph, prompts))
+        """
+        own = self._to_run(graph, prompts, rows=rows, max_new_tokens=max_new_tokens, inputs=inputs)
+        experiments, join = _handed_over(own)
+        return join(await self._core.backend.run_session_async(experiments))
+
+    def _to_run(
+        self, graph: Graph, prompts: Any, *, rows: int, max_new_tokens: int | None, inputs: dict[str, Any]
+    ) -> Experiment | Job:
+        """What a run is: one experiment on a plain module, or a loop over prompts."""
         graph = check_graph(graph)
         if type(rows) is not int or rows < 1:
             raise InputError(f"rows must be a positive int, got {rows!r}")
@@ -196,30 +230,20 @@ class Model(Part):
         generation = None if max_new_tokens is None else Generation(max_new_tokens)
         if generation is None and any(node.steps is not None or node.kind == "result" for node in graph.nodes):
             raise InputError("this graph speaks of generation steps: give max_new_tokens=")
-        if self._core.table.plain and to is not None:
-            raise InputError("to= takes prompts of tokens; a plain module runs in one pass: save what it gives")
-        if to is not None and not wait:
-            raise InputError("to= writes each pass as it is done, and so waits: leave out wait=False, or to=")
-        if self._core.table.plain:
+        table = self._core.table
+        if table.plain:
             own = prompts if isinstance(prompts, tuple) else (prompts,)
             one = Experiment(self.with_edits(graph), Inputs((Rows(args=own, kwargs=inputs),), named=named))
             reductions_of(graph, self._core.backend.sites(one.inputs), one.inputs.invokes, generating=False)
-            if not wait:
-                return Awaited(self._core.backend.submit([one]), lambda found: found[0])
-            return self._core.backend.run(one.graph, one.inputs)
-        table = self._core.table
+            return one
         for name in inputs:
             if (why := table.why_not_argument(name)) is not None:
                 raise InputError(f"{why}; the graph has no input of that name either\n  at {caller()}")
-        job = Job(
+        return Job(
             backend=self._core.backend, graph=self.with_edits(graph),
             prompts=prompt_rows(prompts, self._core.text, vocab=table.vocab, positions=table.positions),
             rows=rows, named=named, kwargs=inputs, generation=generation,
         )  # fmt: skip
-        if not wait:
-            return submit_over(job)
-        with shown_progress(len(job.prompts), wanted=progress, worth_it=to is not None) as done:
-            return run_over(job, done) if to is None else run_to(to, job, self._core.name, done)
 
     def with_edits(self, graph: Graph) -> Graph:
         """The graph behind this model's edits."""
@@ -413,6 +437,11 @@ class Edit:
 
     def __exit__(self, *error: Any) -> None:
         self._block.__exit__(*error)
+
+
+def _handed_over(own: Experiment | Job) -> tuple[list[Experiment], Callable[[list[Results]], Results]]:
+    """A run as experiments, and what makes one of their results."""
+    return ([own], lambda found: found[0]) if isinstance(own, Experiment) else handed_over(own)
 
 
 def _is_many(prompt: Any) -> bool:

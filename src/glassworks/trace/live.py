@@ -13,8 +13,7 @@ Surprises this file settles:
 """
 
 import weakref
-from collections.abc import Callable
-from threading import get_ident
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from glassworks.graph.backend import Live, Rows
 from glassworks.graph.flow import SITES
 from glassworks.graph.nodes import Line, Node
 from glassworks.graph.operations import OPERATIONS
+from glassworks.trace.author import author
 from glassworks.trace.block import Block, forget
 from glassworks.trace.parts import Core
 from glassworks.trace.recorder import Recorder, caller, never
@@ -195,7 +195,7 @@ class LiveBlock(Block):
         super().__init__(core, rows=[rows], seed=seed)
 
     def __enter__(self) -> "LiveBlock":
-        if get_ident() in self._core.sessions:
+        if author() in self._core.sessions:
             raise ScopeError(f"a session runs when it ends, a live block at once: open it outside\n  at {caller()}")
         super().__enter__()
         recorder = self._live
@@ -203,14 +203,14 @@ class LiveBlock(Block):
             inputs = self.inputs
             recorder.begin(self._core.backend.live(recorder, inputs, within=frozenset(recorder.table.within)))
         except BaseException as error:
-            forget(self._core, get_ident(), recorder)
+            forget(self._core, author(), recorder)
             recorder.closed = True
             if isinstance(error, GlassworksError):
                 raise type(error)(f"{error}\n  at {caller()}") from None
             raise
         recorder.inputs = lambda: inputs  # without a hold on this block
         recorder.may_pad = _always if self._may_pad(0) else never
-        self._drop = weakref.finalize(self, _abandon, self._core, get_ident(), recorder)
+        self._drop = weakref.finalize(self, _abandon, self._core, author(), recorder)
         self._drop.atexit = False
         return self
 
@@ -223,6 +223,12 @@ class LiveBlock(Block):
             raise
         finally:
             self._live.close()
+
+    async def __aenter__(self) -> "LiveBlock":
+        raise ScopeError(
+            f"a live block stops the model at each line, in this thread, so an event loop would stand still with it: "
+            f"open it with `with`, or write it with model.trace\n  at {caller()}"
+        )
 
     @property
     def _live(self) -> LiveRecorder:
@@ -270,9 +276,9 @@ class LiveBlock(Block):
         Block.seed.fset(self, seed)  # type: ignore[attr-defined]
 
 
-def _abandon(core: Core, thread: int, recorder: LiveRecorder) -> None:
+def _abandon(core: Core, own: Hashable, recorder: LiveRecorder) -> None:
     """A block was dropped while it was open."""
-    forget(core, thread, recorder)
+    forget(core, own, recorder)
     recorder.abandon()
 
 

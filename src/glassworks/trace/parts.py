@@ -4,8 +4,7 @@ A part knows its standard name (`layers.3.attn`), its native path (`transformer.
 It holds the core that it shares with the model, never the model, so that nothing here keeps a model alive in a cycle.
 """
 
-from collections.abc import Iterator, Mapping
-from threading import get_ident
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 from glassworks.errors import GraphError, ScopeError, UnknownSite
@@ -13,6 +12,7 @@ from glassworks.graph.backend import Backend
 from glassworks.graph.graph import Graph
 from glassworks.graph.nodes import ALL_ROWS, Node
 from glassworks.graph.sites import SiteTable
+from glassworks.trace.author import author
 from glassworks.trace.inside import Heads, Op, Ops
 from glassworks.trace.prompts import Text
 from glassworks.trace.recorder import Recorder, caller
@@ -22,7 +22,7 @@ from glassworks.trace.value import Value
 
 
 class Core:
-    """What a model and all its parts share: where graphs run, and the block that is open in each thread."""
+    """What a model and all its parts share: where graphs run, and the block that each `author` has open."""
 
     __slots__ = ("backend", "blocks", "device", "frozen", "name", "prefix", "sessions", "table", "text")
 
@@ -39,12 +39,12 @@ class Core:
         self.backend, self.text, self.table, self.name, self.prefix = backend, text, table, name, prefix
         self.device = device
         self.frozen: dict[Any, str] = {}
-        self.blocks: dict[int, Recorder] = {}
-        self.sessions: dict[int, Any] = {}
+        self.blocks: dict[Hashable, Recorder] = {}
+        self.sessions: dict[Hashable, Any] = {}
 
     def open_block(self) -> Recorder:
-        """The recorder of this thread's open block."""
-        recorder = self.blocks.get(get_ident())
+        """The recorder of the block that is open here."""
+        recorder = self.blocks.get(author())
         if recorder is None:
             raise ScopeError(
                 f"sites exist inside a block only: write `with model.trace(prompt) as t:` above\n  at {caller()}"
@@ -53,7 +53,7 @@ class Core:
 
     def scoped(self) -> Recorder:
         """The recorder, where a site may be named: in a generation under steps only."""
-        recorder = self.blocks.get(get_ident()) or self.open_block()
+        recorder = self.blocks.get(author()) or self.open_block()
         if recorder.steps is None and recorder.needs_steps:
             raise ScopeError(
                 "in a generate block a site needs its steps: `with t.steps[0:5]:` (or [:], or t.prompt) around it, or "
@@ -278,7 +278,7 @@ class Part:
     def _within(self) -> SiteTable:
         """The site table with the operations of this module in it."""
         core, path = self._core, self._path()
-        recorder = core.blocks.get(get_ident())
+        recorder = core.blocks.get(author())
         table = recorder.table if recorder is not None else core.table
         return table if path in table.within else core.look_within(path, recorder)
 

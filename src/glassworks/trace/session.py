@@ -3,13 +3,16 @@
 A value of an earlier block that a later one uses is saved there and becomes an input here; that is all a link is.
 """
 
-from threading import get_ident
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from glassworks.errors import ScopeError
 from glassworks.graph.backend import Experiment, Results
 from glassworks.graph.flow import effects
+from glassworks.graph.jobs import Job
 from glassworks.graph.nodes import ALL_ROWS, Line, Node, Ref
+from glassworks.trace.author import author
 from glassworks.trace.block import Block
 from glassworks.trace.parts import Core
 from glassworks.trace.recorder import Recorder, caller
@@ -31,18 +34,37 @@ class Session:
         self._pending: dict[int, dict[str, tuple[int, str]]] = {}
 
     def __enter__(self) -> "Session":
-        if get_ident() in self._core.sessions or get_ident() in self._core.blocks:
+        if author() in self._core.sessions or author() in self._core.blocks:
             raise ScopeError(f"a session holds blocks; it cannot stand inside one, or inside another\n  at {caller()}")
-        self._core.sessions[get_ident()] = self
+        self._core.sessions[author()] = self
         return self
 
+    async def __aenter__(self) -> "Session":
+        return self.__enter__()
+
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        del self._core.sessions[get_ident()]
+        with self._ending(error) as experiments:
+            if experiments and not self._wait:
+                self._job = self._submitted(self._core.backend.submit(experiments))
+            elif experiments:
+                self._deliver(self._core.backend.run_session(experiments))
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        with self._ending(error) as experiments:
+            if experiments and not self._wait:
+                self._job = self._submitted(await self._core.backend.submit_async(experiments))
+            elif experiments:
+                self._deliver(await self._core.backend.run_session_async(experiments))
+
+    @contextmanager
+    def _ending(self, error: BaseException | None) -> Iterator[list[Experiment]]:
+        """Around the run of what is given; what was saved are results after it, or nothing."""
+        del self._core.sessions[author()]
         for recorder in self._recorders:
             recorder.failure = "the session ended with an error, so nothing was computed"
         try:
+            yield self._experiments() if error is None else []
             if error is None:
-                self._run()
                 for recorder in self._recorders:
                     recorder.failure = None
         finally:
@@ -59,7 +81,7 @@ class Session:
     @property
     def open(self) -> Recorder | None:
         """The recorder of the block that is open now."""
-        return self._core.blocks.get(get_ident())
+        return self._core.blocks.get(author())
 
     def bring(self, value: Value, into: Recorder, line: Line) -> int:
         """The node, in an open block, of a value that an earlier block of the session holds."""
@@ -86,17 +108,17 @@ class Session:
         meta = value._meta()
         return into.add(Node("input", name, (tuple(meta.shape), dtype_name(meta.dtype)), (), (), ALL_ROWS, None), line)
 
-    def _run(self) -> None:
-        experiments = []
-        for block, recorder, links in zip(self._blocks, self._recorders, self._links, strict=True):
-            experiments.append(Experiment(recorder.graph(), block.inputs, block._generation, links))
-        if not any(True for experiment in experiments for _ in effects(experiment.graph)):
-            return
-        if self._wait:
-            self._deliver(self._core.backend.run_session(experiments))
-            return
-        job = self._core.backend.submit(experiments)
-        self._job = Submitted(job, [value for block in self._blocks for value in block.awaiting], self._deliver)
+    def _experiments(self) -> list[Experiment]:
+        """What is to be run, in order; nothing, if nothing needs a run."""
+        experiments = [
+            Experiment(recorder.graph(), block.inputs, block._generation, links)
+            for block, recorder, links in zip(self._blocks, self._recorders, self._links, strict=True)
+        ]
+        needed = any(True for experiment in experiments for _ in effects(experiment.graph))
+        return experiments if needed else []
+
+    def _submitted(self, job: Job) -> Submitted:
+        return Submitted(job, [value for block in self._blocks for value in block.awaiting], self._deliver)
 
     def _deliver(self, found: list[Results]) -> None:
         for block, results in zip(self._blocks, found, strict=True):

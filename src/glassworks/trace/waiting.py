@@ -1,16 +1,16 @@
 """`wait=False`: a job that somebody waits for only when a value of it is used.
 
 The first use of a saved Value, of `t.result` or of the job's results waits for the job, and delivers everything that
-came of it. What the run raised is raised at each use.
+came of it. What the run raised is raised at each use. A task awaits the job instead, so that its event loop goes on.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import RLock
 from typing import Any
 
 from glassworks.graph.backend import Results
-from glassworks.graph.jobs import DONE, Job
+from glassworks.graph.jobs import DONE, Event, Job
 from glassworks.trace.value import Value
 
 
@@ -36,7 +36,7 @@ class Submitted:
 
     @property
     def status(self) -> str:
-        """`queued`, `running`, `done`, `failed` or `cancelled`."""
+        """`queued`, `running`, `done`, `failed` or `cancelled`; a service may say another word."""
         return self._job.status
 
     @property
@@ -49,6 +49,11 @@ class Submitted:
         """How far it is, from 0 to 1."""
         return self._job.progress
 
+    @property
+    def expected_start_s(self) -> float | None:
+        """In how many seconds it may begin, as things stand; None: it has begun, or nobody can tell."""
+        return self._job.expected_start_s
+
     def wait(self, *, timeout_s: float | None = None) -> None:
         """Until it has ended, however it ends. TimeoutError: it has not, within that time."""
         self._job.wait(timeout_s=timeout_s)
@@ -59,6 +64,14 @@ class Submitted:
         """Call it off: at once if it waits, before its next forward pass if it runs; nothing if it has ended."""
         self._job.cancel()
 
+    def events(self, *, after: int = 0) -> Iterator[Event]:
+        """What happens to it, as it happens, to its end: each event (`.number`, `.kind`, `.data`) once and in order.
+
+        Args:
+            after: the number of the last event that is known already.
+        """
+        return self._job.events(after=after)
+
     def results(self, to: str | Path | None = None) -> Results | list[Results]:
         """Wait, and give the saves by name; of a session a list, a block each. `to`: a folder or a `.safetensors` file
         that they are written to as well. What the run raised is raised here."""
@@ -68,17 +81,53 @@ class Submitted:
     def settle(self) -> None:
         """Wait, and deliver what came, once. What the run raised is raised here, each time."""
         with self._lock:
-            if self._settled:
-                return
-            found = self._job.each()
-            self._settled = True
-            for value in self._values:
-                value.waits_no_more()
-            self._values = ()
-            self._deliver(found)
+            if not self._settled:
+                self._take(self._job.each())
+
+    def _take(self, found: list[Results]) -> None:
+        self._settled = True
+        for value in self._values:
+            value.waits_no_more()
+        self._values = ()
+        self._deliver(found)
+
+    # In a task.
+
+    def __await__(self) -> Generator[Any, None, Results | list[Results]]:
+        """`await t.job`: as `results()`."""
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> Results | list[Results]:
+        await self.settle_async()
+        return self._job.results()
+
+    async def settle_async(self) -> None:
+        """As `settle`."""
+        found = await self._job.each_async()
+        with self._lock:  # never held while anything is awaited
+            if not self._settled:
+                self._take(found)
+
+    async def wait_async(self, *, timeout_s: float | None = None) -> None:
+        """As `wait`."""
+        await self._job.wait_async(timeout_s=timeout_s)
+        if await self._job.status_async() == DONE:
+            await self.settle_async()
+
+    async def status_async(self) -> str:
+        """As `status`."""
+        return await self._job.status_async()
+
+    async def cancel_async(self) -> None:
+        """As `cancel`."""
+        await self._job.cancel_async()
+
+    def events_async(self, *, after: int = 0) -> AsyncIterator[Event]:
+        """As `events`: `async for event in t.job.events_async():`."""
+        return self._job.events_async(after=after)
 
     def __repr__(self) -> str:
-        return f"<job {self.id}>"
+        return repr(self._job)
 
 
 class Awaited(Mapping[str, Any]):
@@ -102,6 +151,14 @@ class Awaited(Mapping[str, Any]):
         self.job.settle()
         assert self._found is not None
         return self._found
+
+    def __await__(self) -> Generator[Any, None, Results]:
+        """`await model.run(..., wait=False)`: as `results`."""
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> Results:
+        await self.job.settle_async()
+        return self.results
 
     def __getitem__(self, name: str) -> Any:
         return self.results[name]
