@@ -75,8 +75,7 @@ def nnsight_trace(model: Any, n: int) -> None:
 
 
 def nnsight_generation(model: Any, n: int) -> None:
-    with model.generate(torch.tensor([prompt(n)]), max_new_tokens=NEW_TOKENS, do_sample=False) as tracer:
-        tracer.result.save()
+    model.generate(torch.tensor([prompt(n)]), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
 
 
 LOADS: dict[str, tuple[Callable[[Any, int], None], Callable[[Any, int], None]]] = {
