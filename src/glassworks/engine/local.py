@@ -16,7 +16,7 @@ from glassworks.engine.batch import Batch, padded, placed
 from glassworks.engine.beams import refuse_sites, search
 from glassworks.engine.live import LiveRun, plan_of_edits, read_to_the_end
 from glassworks.engine.loop import Generated, Generating, perform
-from glassworks.engine.sampling import Sampler
+from glassworks.engine.sampling import Sampler, start_of
 from glassworks.errors import InputError, ModelError, UnknownSite
 from glassworks.graph.backend import AtHand, Draft, Experiment, Generation, Inputs, Results, run_in_order
 from glassworks.graph.graph import Graph
@@ -242,7 +242,7 @@ class ExperimentRun:
         inputs["input_ids"] = batch.ids
         sizes = {"batch": len(batch.numbers), "seq": batch.ids.shape[1], "source": batch.ids.shape[1]}
         if two:
-            start = Sampler(self.backend.defaults, {}, prompt_length=0, device=batch.ids.device).start
+            start = start_of(self.backend.defaults)
             inputs.setdefault("decoder_input_ids", torch.full((len(batch.numbers), 1), start, device=batch.ids.device))
             sizes["seq"] = inputs["decoder_input_ids"].shape[1]
             slots = batch.slots("source", tokens=sizes["seq"])

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from glassworks.engine.local import LocalBackend
+from glassworks.engine.sampling import settings_of
 from glassworks.errors import InputError, ModelError
 from glassworks.graph.sites import SiteTable
 from glassworks.loading.tables import ImageTables, ModelTables, PlainTables
@@ -71,7 +72,7 @@ def local_backend(module: torch.nn.Module, *, stages: int = 1) -> LocalBackend:
     if "logits" in table.sites and table.layers and table.vocab:
         runtime.unembed = _unembed(module, table, runtime)
     tables = ImageTables(module, table) if reads_images(module) else ModelTables(module, table)
-    return LocalBackend(runtime, tables, defaults=_defaults(module))
+    return LocalBackend(runtime, tables, defaults=settings_of(module))
 
 
 def _unembed(module: torch.nn.Module, table: SiteTable, runtime: Any) -> Any:
@@ -79,8 +80,3 @@ def _unembed(module: torch.nn.Module, table: SiteTable, runtime: Any) -> Any:
         return UnembedByModel(runtime.modules, table)
     prefix = "decoder." if table.encoder_decoder else ""
     return unembed_by_modules(runtime.modules, table.modules[f"{prefix}norm"], table.modules["lm_head"])
-
-
-def _defaults(module: torch.nn.Module) -> dict[str, Any]:
-    settings = getattr(module, "generation_config", None)
-    return {} if settings is None else {k: v for k, v in settings.to_dict().items() if v is not None}

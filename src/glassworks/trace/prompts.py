@@ -90,7 +90,12 @@ def _as_ids(items: Sequence[Any]) -> tuple[int, ...] | None:
 def _encode(prompt: Any, text: Text | None) -> tuple[int, ...]:
     if text is None:
         raise InputError("this model has no tokenizer: give token ids, or gw.wrap(model, tokenizer=...)")
-    ids = text.encode(prompt)
+    try:
+        ids = text.encode(prompt)
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a tokenizer, or its chat template, raises anything
+        raise InputError(f"the tokenizer does not take the prompt ({type(error).__name__}: {error})") from None
     if not ids:
         raise InputError(f"the prompt has no tokens: {prompt!r}")
     return ids
@@ -108,16 +113,34 @@ def _id_lists(prompt: Any) -> Any:
 def _from_mapping(prompt: Mapping[str, Any]) -> tuple[tuple[int, ...], ...]:
     if "input_ids" not in prompt:
         raise InputError(f"a mapping as a prompt needs input_ids; got {sorted(prompt)}. A chat is a list of messages")
-    ids, mask = _listed(prompt["input_ids"]), _listed(prompt.get("attention_mask"))
-    if ids and not isinstance(ids[0], list):
-        ids, mask = [ids], mask and [mask]
-    mask = mask or [[1] * len(row) for row in ids]
+    ids, mask = _rows_in(prompt, "input_ids"), _rows_in(prompt, "attention_mask")
+    if [len(row) for row in mask] != [len(row) for row in ids] and mask:
+        raise InputError("attention_mask is of another shape than input_ids")
+    mask = mask or [(1,) * len(row) for row in ids]
     rows = tuple(
         tuple(token for token, keep in zip(row, kept, strict=True) if keep) for row, kept in zip(ids, mask, strict=True)
     )
-    if not all(rows):
+    if not rows or not all(rows):
         raise InputError("a row of input_ids has no tokens left under its attention_mask")
     return rows
+
+
+def _rows_in(prompt: Mapping[str, Any], name: str) -> list[tuple[int, ...]]:
+    """The rows of one entry of a mapping; none if it is not there. A mask may be of bools."""
+    value = _listed(prompt.get(name))
+    if value is None:
+        return []
+    nested = isinstance(value, list | tuple) and bool(value) and isinstance(value[0], list | tuple)
+    found = [_whole_numbers(row, or_bools=name == "attention_mask") for row in (value if nested else [value])]
+    if None in found:
+        raise InputError(f"{name} is a list of whole numbers, or a list of such lists; got {_spell(value)}")
+    return [row for row in found if row is not None]
+
+
+def _whole_numbers(row: Any, *, or_bools: bool) -> tuple[int, ...] | None:
+    if not isinstance(row, list | tuple):
+        return None
+    return _as_ids([int(item) if or_bools and isinstance(item, bool) else item for item in row])
 
 
 def _listed(value: Any) -> Any:
