@@ -242,3 +242,40 @@ def test_generate_refuses(run, words, stdin, message):
     assert (code, out) == (2, "")
     assert message in err
     assert "Traceback" not in err
+
+
+BAD = [
+    {"prompt": EIFFEL, "options": {"do_sample": True, "temperature": 0}}, {"prompt": EIFFEL, "options": {"top_p": 7}},
+    {"prompt": EIFFEL, "options": {"eos_token_id": "x"}}, {"prompt": {"input_ids": 5}}, {"prompt": "half \ud83d"},
+    {"prompt": EIFFEL, "stop": [5]}, {"prompt": EIFFEL, "max_new_tokens": "many"}, {"prompt": EIFFEL, "seed": -1},
+    {"prompt": EIFFEL, "options": {"bad_words_ids": [[10**6]]}},
+]  # fmt: skip
+
+
+def test_a_line_that_cannot_be_fails_alone(run, tmp_path):
+    lines = [{"prompt": LOUVRE}, *[{**own, "options": {"do_sample": True, **own.get("options", {})}} for own in BAD]]
+    source = tmp_path / "prompts.jsonl"
+    source.write_text("".join(json.dumps(own) + "\n" for own in [*lines, {"prompt": COLOSSEUM}]))
+    code, out, _ = run("--file", source, *NEW)
+    assert code == 1
+    found = objects(out)
+    assert ["error" in own for own in found] == [False, *[True] * len(BAD), False]
+    assert all(own["error"].startswith("InputError: ") for own in found[1:-1])
+
+
+@pytest.mark.parametrize("command", ["generate", "measure"])
+def test_an_out_that_cannot_be_written_is_found_out_before_anything_is_loaded(monkeypatch, capsys, tmp_path, command):
+    monkeypatch.setattr(gw, "load", lambda name: pytest.fail("the model was loaded"))
+    words = [EIFFEL] if command == "generate" else []
+    out = tmp_path / "missing" / "file.json"
+    monkeypatch.setattr(sys, "argv", ["glassworks", command, "toy", *words, "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code
+    assert "there is no folder" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_the_oracle_is_not_offered(run):
+    code, _, err = run(EIFFEL, "--policy", "srpt")
+    assert code
+    assert "expected a policy, one of fcfs, srpt-predicted, mlfq, fair" in err.replace("\n", " ")

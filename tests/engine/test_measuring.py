@@ -113,6 +113,14 @@ def test_what_cannot_be_measured_is_refused(model, given, message):
         measuring.measure(model, **given)
 
 
+def test_a_round_that_would_take_turns_is_refused_before_it_runs(model, monkeypatch):
+    block_bytes = Engine(model).store.pool.block_bytes
+    monkeypatch.setattr(Engine, "step", None)
+    small = gw.KVBudget(device=20 * block_bytes, host="64MiB")
+    with pytest.raises(gw.BudgetExceeded, match=r"8 requests of 60 tokens take 32 blocks .*; the budget has 19"):
+        measuring.measure(model, rows=(1, 8), prompt_tokens=(8, 60), kv=small)
+
+
 def test_prompts_stay_within_the_positions_of_a_model():
     short = gw.wrap(FAMILIES["gpt2"]())
     assert {own.prompt_tokens for own in measuring.rounds(short, (1, 2), (8, 252, 253))} == {8, 252}

@@ -17,13 +17,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from glassworks.cli.outcomes import Outcomes, digest
 from glassworks.cli.prompts import Settings, Wanted, given_prompts
-from glassworks.errors import GlassworksError
+from glassworks.errors import GlassworksError, InputError
 from glassworks.schedule import NAMES
 
 if TYPE_CHECKING:
     from glassworks.engine.engine import Engine
     from glassworks.engine.requests import Reply
 
+_POLICIES = tuple(name for name in NAMES if name != "srpt")
+"""Without the oracle, which has to be told how long each text will be."""
 _WINDOW = 8
 """How many times the rows of a step the engine has prompts to choose from."""
 
@@ -44,7 +46,7 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Prompt k draws from SEED + k.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End at this text; repeat it for several.")] = None,
-    policy: Annotated[str, typer.Option(help=f"Who goes first: {', '.join(NAMES)}.")] = "mlfq",
+    policy: Annotated[str, typer.Option(help=f"Who goes first: {', '.join(_POLICIES)}.")] = "mlfq",
     rows: Annotated[int, typer.Option(min=1, help="At most so many prompts in a step.")] = 32,
     device_memory: Annotated[str, typer.Option(help="For keys and values, beside the weights.")] = "1GiB",
     host_memory: Annotated[str, typer.Option(help="For prompts whose turn it is not.")] = "2GiB",
@@ -56,6 +58,8 @@ def generate(
     that fails has an error in their place; the others go on, and the exit code is 1. The same command goes on with a
     file that was cut short.
     """
+    if policy not in _POLICIES:
+        raise InputError(f"expected a policy, one of {', '.join(_POLICIES)}; got {policy!r}")
     settings = Settings(max_new_tokens=max_new_tokens, stop=tuple(stop or ()), seed=seed, temperature=temperature)
     given = given_prompts(prompt or [], file)
     wanted = settings.wanted(given)

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from glassworks.cli.outcomes import check_folder
 from glassworks.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def measure(
     import glassworks as gw
     from glassworks.engine import measuring
 
+    check_folder(out)
     counts, lengths = _numbers(rows, "--rows"), _numbers(prompt_tokens, "--prompt-tokens")
     kv, loaded = gw.KVBudget(device=device_memory), gw.load(model)
     planned = measuring.rounds(loaded, counts, lengths)

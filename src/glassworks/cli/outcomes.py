@@ -18,6 +18,14 @@ from glassworks.errors import InputError
 FORMAT = "glassworks generate 1"
 
 
+def check_folder(to: Path) -> None:
+    """InputError: no file can be written there. Asked before anything is computed."""
+    if not to.parent.is_dir():
+        raise InputError(f"{to} cannot be written: there is no folder {to.parent}; make it, or give another --out")
+    if not os.access(to if to.exists() else to.parent, os.W_OK):
+        raise InputError(f"{to} cannot be written: it is not permitted; give another --out")
+
+
 class Outcomes:
     """Where objects go: a file that can be gone on with, or a stream.
 
@@ -28,7 +36,7 @@ class Outcomes:
         done: the indices of prompts whose outcome is there already.
 
     Raises:
-        InputError: the file belongs to another run.
+        InputError: the file belongs to another run, or cannot be written.
     """
 
     def __init__(self, to: Path | None, stream: TextIO, *, run: Mapping[str, Any], count: int) -> None:
@@ -59,6 +67,7 @@ class Outcomes:
             self._stream.close()
 
     def _checked(self, to: Path) -> set[int]:
+        check_folder(to)
         beside = _beside(to)
         if not beside.exists():
             if to.exists() and to.stat().st_size:

@@ -20,7 +20,7 @@ import torch
 
 from glassworks.engine.engine import Engine
 from glassworks.engine.requests import Request
-from glassworks.errors import InputError
+from glassworks.errors import BudgetExceeded, InputError
 from glassworks.measure.clock import RealClock, VirtualClock
 from glassworks.measure.hardware import Hardware, fingerprint
 from glassworks.measure.table import CostTable, Point
@@ -102,7 +102,8 @@ def measure(
         kv: as for an engine. progress: is called with each round as it begins.
 
     Raises:
-        InputError: too few rounds. BudgetExceeded: a request does not fit the budget; says by how much.
+        InputError: too few rounds. BudgetExceeded: the requests of a round do not fit the budget together; says by how
+            much.
 
     Example:
         table = measure(gw.load("toy"))
@@ -116,12 +117,26 @@ def measure(
         model, policy=recording, rows=max(rows), tokens=max(own.tokens for own in planned), share=False,
         kv=KVBudget() if kv is None else kv, clock=VirtualClock() if cpu_seconds else RealClock(),
     )  # fmt: skip
+    _check_room(engine, planned)
     points: list[Point] = []
     for own in planned:
         if progress is not None:
             progress(own)
         points += _points(engine, recording, own, vocab=model.table.vocab, repeats=repeats)
     return CostTable(tuple(points), _hardware(model, cpu_seconds=cpu_seconds))
+
+
+def _check_room(engine: Engine, planned: Sequence[Round]) -> None:
+    """BudgetExceeded: a round would have to take turns, whose iterations are others than those that are meant."""
+    memory = engine._admission.memory(kept_blocks=0)
+    for own in planned:
+        row = -(-(own.prompt_tokens + NEW) // memory.block_tokens)
+        if own.rows * row > memory.total_blocks:
+            raise BudgetExceeded(
+                f"{own.rows} requests of {own.prompt_tokens} tokens take {own.rows * row} blocks of keys and values; "
+                f"the budget has {memory.total_blocks}, and requests that take turns would be measured instead: give "
+                f"KVBudget(device=...) more, fewer rows or shorter prompts"
+            )
 
 
 def _points(engine: Engine, recording: _Recording, own: Round, *, vocab: int, repeats: int) -> Iterator[Point]:
