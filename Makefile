@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Neighbouring tests in one process, which share the services that they start.
+TOGETHER := -n 2 --dist worksteal
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -21,10 +23,10 @@ demo: install
 	$(BIN)/glassworks demo --out demo
 
 test: install
-	$(BIN)/pytest -n 2 -m "not slow and not gpu"
+	$(BIN)/pytest $(TOGETHER) -m "not slow and not gpu"
 
 test-all: install
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest $(TOGETHER)
 
 fuzz: install
 	$(BIN)/python tests/fuzz_codec.py -max_total_time=600 -max_len=8192 -rss_limit_mb=1024 -timeout=10

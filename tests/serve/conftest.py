@@ -101,3 +101,12 @@ def toy_service() -> Iterator[Any]:
 
     with running_service("toy", keys=KEYS) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def quiet_service() -> Iterator[Any]:
+    """The toy in a service that several files use, and leave alive."""
+    from glassworks.serve.supervise import running_service
+
+    with running_service("toy") as found:
+        yield found

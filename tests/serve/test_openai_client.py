@@ -10,7 +10,7 @@ import torch
 
 import glassworks as gw
 from glassworks.graph.graph import Graph
-from glassworks.serve.supervise import Running, running_service
+from glassworks.serve.supervise import Running
 
 PROMPT = "Once there was"
 CHAT: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is the Eiffel Tower?"}]
@@ -24,14 +24,8 @@ def toy() -> Any:
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Running]:
-    with running_service("toy") as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def client(running: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{running.url}/v1", api_key=running.key, max_retries=0) as found:
+def client(quiet_service: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{quiet_service.url}/v1", api_key=quiet_service.key, max_retries=0) as found:
         yield found
 
 
@@ -193,7 +187,7 @@ def test_a_steered_model_is_served_to_any_client(toy: Any, client: openai.OpenAI
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_who_hangs_up_in_the_middle_of_a_stream_calls_the_job_off(
-    toy: Any, running: Running, client: openai.OpenAI, chat: bool
+    toy: Any, quiet_service: Running, client: openai.OpenAI, chat: bool
 ) -> None:
     with toy.record() as t, t.steps[:]:  # a text that does not end by itself
         toy.logits[:, :, toy.tokenizer.eos_token_id] = -1e9
@@ -203,8 +197,8 @@ def test_who_hangs_up_in_the_middle_of_a_stream_calls_the_job_off(
     own: Any = {"messages": CHAT} if chat else {"prompt": PROMPT}
     with asked.create(**{**GREEDY, **own, **more}) as stream:
         id = next(iter(stream)).id.partition("-")[2]
-        assert gw.connect(running.url, api_key=running.key).job(id).status in ("queued", "running")
-    job = gw.connect(running.url, api_key=running.key).job(id)
+        assert gw.connect(quiet_service.url, api_key=quiet_service.key).job(id).status in ("queued", "running")
+    job = gw.connect(quiet_service.url, api_key=quiet_service.key).job(id)
     job.wait(timeout_s=20)
     assert job.status == "cancelled"
     assert len([event for event in job.events() if event.kind == "token"]) < 900
@@ -236,9 +230,9 @@ def test_a_graph_that_cannot_be(client: openai.OpenAI) -> None:
     assert caught.value.param == "graph"
 
 
-def test_a_key_that_is_not_known(running: Running) -> None:
+def test_a_key_that_is_not_known(quiet_service: Running) -> None:
     with (
-        openai.OpenAI(base_url=f"{running.url}/v1", api_key="gw-nobody", max_retries=0) as client,
+        openai.OpenAI(base_url=f"{quiet_service.url}/v1", api_key="gw-nobody", max_retries=0) as client,
         pytest.raises(openai.AuthenticationError),
     ):
         client.completions.create(**WHOLE)

@@ -4,7 +4,6 @@ import copy
 import pickle
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import glassworks as gw
-from glassworks.serve.supervise import Running, running_service
+from glassworks.serve.supervise import Running
 
 PROMPT = "The Eiffel Tower is in the city of"
 
@@ -23,20 +22,14 @@ def local() -> Any:
     return gw.load("toy")
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Running]:
-    with running_service("toy") as found:
-        yield found
-
-
 @pytest.fixture(scope="module", params=["local", "in process", "served"])
 def model(request: pytest.FixtureRequest, local: Any) -> Any:
     if request.param == "local":
         return local
     if request.param == "in process":
         return gw.connect(local)
-    running = request.getfixturevalue("running")
-    return gw.connect(running.url, api_key=running.key).model("toy")
+    quiet_service = request.getfixturevalue("quiet_service")
+    return gw.connect(quiet_service.url, api_key=quiet_service.key).model("toy")
 
 
 @pytest.fixture
@@ -234,8 +227,8 @@ def test_names_that_cannot_be_told_apart_are_refused(model: Any, tmp_path: Path)
 # Only where a run takes time that is not this thread's.
 
 
-def test_a_run_under_way_tells_its_progress_and_is_called_off(running: Running) -> None:
-    model = gw.connect(running.url, api_key=running.key).model("toy")
+def test_a_run_under_way_tells_its_progress_and_is_called_off(quiet_service: Running) -> None:
+    model = gw.connect(quiet_service.url, api_key=quiet_service.key).model("toy")
     with model.generate(PROMPT, max_new_tokens=900, eos_token_id=None, wait=False) as t, t.steps[:]:
         value = model.logits[:, -1].argmax(-1).save()
     seen = []
@@ -256,21 +249,21 @@ def test_a_run_under_way_tells_its_progress_and_is_called_off(running: Running) 
         model.logits.save()
 
 
-def test_a_job_is_found_again(running: Running, logits: torch.Tensor) -> None:
-    lab = gw.connect(running.url, api_key=running.key)
+def test_a_job_is_found_again(quiet_service: Running, logits: torch.Tensor) -> None:
+    lab = gw.connect(quiet_service.url, api_key=quiet_service.key)
     model = lab.model("toy")
     with model.trace(PROMPT, wait=False) as t:
         model.logits.save("logits")
-    again = gw.connect(running.url, api_key=running.key).job(t.job.id)
+    again = gw.connect(quiet_service.url, api_key=quiet_service.key).job(t.job.id)
     assert torch.equal(again.results()["logits"], logits)
     assert again.id == t.job.id
     with pytest.raises(gw.RemoteError, match="no job 'nothing'"):
         lab.job("nothing")
 
 
-def test_errors_of_a_service_name_the_authors_file(running: Running) -> None:
+def test_errors_of_a_service_name_the_authors_file(quiet_service: Running) -> None:
     """Files travel without their folders; here they have them again, in messages and in notes."""
-    model = gw.connect(running.url, api_key=running.key).model("toy")
+    model = gw.connect(quiet_service.url, api_key=quiet_service.key).model("toy")
     with pytest.raises(IndexError) as noted, model.trace(PROMPT):
         model.logits[:, 10_000].save()
     assert any(f"  at {__file__}:" in note for note in noted.value.__notes__)

@@ -15,8 +15,9 @@ from glassworks.graph.limits import Limits, check_text, within
 from glassworks.graph.sites import SiteTable
 from glassworks.graph.wire import Blob
 
-_OPTIONS = """bad_words_ids decoder_start_token_id do_sample eos_token_id epsilon_cutoff eta_cutoff min_new_tokens min_p
-no_repeat_ngram_size num_beams pad_token_id repetition_penalty suppress_tokens temperature top_k top_p typical_p"""
+_OPTIONS = """bad_words_ids decoder_start_token_id do_sample eos_token_id epsilon_cutoff eta_cutoff min_length
+min_new_tokens min_p no_repeat_ngram_size num_beams pad_token_id repetition_penalty suppress_tokens temperature top_k
+top_p typical_p"""
 GENERATION_OPTIONS = frozenset(_OPTIONS.split())
 BEAMS = 16
 """How many beams a row may have."""

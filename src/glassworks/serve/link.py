@@ -127,6 +127,9 @@ class WorkerLink:
         except OSError:
             found.close()
             return None
+        if self._closed.is_set():  # before this was connected, when `close` could not hang it up
+            found.close()
+            return None
         return found
 
     def _read(self, connection: socket.socket) -> None:
