@@ -62,6 +62,15 @@ def thread_state() -> list[Any]:
     ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True, scope="module")
+def only_what_is_made_here_is_looked_through() -> Iterator[None]:
+    """Else each `gc.collect` goes through all that other tests have imported."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def all_is_as_it_was(bare: torch.nn.Module, model: gw.Model) -> Iterator[None]:
     """The rule, after each of these tests."""
