@@ -105,7 +105,7 @@ def test_a_prompt_that_fails_leaves_the_others_alone(run):
     assert code == 1
     assert found[2]["text"] == " Paris."
     errors = [own.get("error", "") for own in found]
-    for index, words in ((0, "ids of this model"), (1, "at least 0"), (3, "unknown generation options")):
+    for index, words in ((0, "ids of this model"), (1, "at least 0"), (3, "is not known here")):
         assert errors[index].startswith("InputError: ")
         assert words in errors[index]
     assert err.startswith(f"{sum(not own for own in errors)} of 5 prompts")

@@ -307,7 +307,7 @@ def test_calling_off_before_it_began(policy: str) -> None:
         ({"prompt": [5], "seed": -1}, "seed is an int"),
         ({"prompt": [5], "user": 3}, "user is a text"),
         ({"prompt": [5], "graph": 3}, "graph is a gw.Graph"),
-        ({"prompt": [5], "options": {"warmth": 2}}, "unknown generation options: warmth; known"),
+        ({"prompt": [5], "options": {"warmth": 2}}, "option .warmth. is not known here; known"),
     ],
 )
 def test_bad_requests_are_refused_at_once(given: dict[str, Any], message: str) -> None:

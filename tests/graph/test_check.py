@@ -16,13 +16,14 @@ from glassworks.errors import (
 )
 from glassworks.graph.backend import Experiment, Generation, Inputs, Rows
 from glassworks.graph.check import REFUSED_KEYWORDS, check_request
-from glassworks.graph.check_inputs import DECODER_KEYWORDS, GENERATION_OPTIONS, ROW_KEYWORDS
+from glassworks.graph.check_inputs import DECODER_KEYWORDS, ROW_KEYWORDS
 from glassworks.graph.codec import KINDS
 from glassworks.graph.graph import Graph
 from glassworks.graph.limits import Limits
 from glassworks.graph.messages import Request
 from glassworks.graph.nodes import ALL_ROWS, Dtype, Listed, Node, Ref, SentLine, Slice, refs_in
 from glassworks.graph.operations import OPERATIONS
+from glassworks.graph.options import GENERATION_OPTIONS
 from glassworks.graph.sites import Event, Site, SiteTable
 from glassworks.graph.wire import Blob
 
@@ -144,9 +145,14 @@ def test_limits_are_positive_ints(value: Any) -> None:
         ("token -1 is not in 0..49", experiment(inputs=Inputs((Rows(ids=((-1,),)),)))),
         ("the input 'x' is missing; given: \\['y'\\]\n  at work.py:10",
          experiment(node("input", "x"), SAVE, inputs=Inputs((Rows(ids=((1,),)),), named={"y": BIG}))),
-        ("'custom_generate' is not permitted", experiment(generation=Generation(1, {"custom_generate": "a/b"}))),
+        ("'custom_generate' is not known here", experiment(generation=Generation(1, {"custom_generate": "a/b"}))),
         ("'num_beams' must be an int of at least 1", experiment(generation=Generation(1, {"num_beams": 0}))),
-        ("'temperature' must be a number", experiment(generation=Generation(1, {"temperature": "hot"}))),
+        ("'temperature' must be a number, got 'hot'", experiment(generation=Generation(1, {"temperature": "hot"}))),
+        ("'temperature' must be a number, got 'True'", experiment(generation=Generation(1, {"temperature": True}))),
+        ("'do_sample' must be true or false", experiment(generation=Generation(1, {"do_sample": 1}))),
+        ("'top_k' must be a whole number", experiment(generation=Generation(1, {"top_k": 1.5}))),
+        ("'eos_token_id' must be a token id, or a list", experiment(generation=Generation(1, {"eos_token_id": [-1]}))),
+        ("'bad_words_ids' must be a list of lists", experiment(generation=Generation(1, {"bad_words_ids": [5]}))),
         ("only those below 0 come earlier", experiment(links={"x": (0, "s")})),
     ],
 )  # fmt: skip

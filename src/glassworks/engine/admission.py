@@ -15,11 +15,11 @@ from glassworks.engine.caches import Held, measured
 from glassworks.engine.facts import Facts, facts_of
 from glassworks.engine.frames import worst_bytes
 from glassworks.engine.local import ExperimentRun, LocalBackend
-from glassworks.engine.sampling import beams_of
 from glassworks.engine.work import AloneWork, PackedWork, Work
 from glassworks.errors import BudgetExceeded, InputError
 from glassworks.graph.backend import Generation, Inputs
 from glassworks.graph.graph import Graph
+from glassworks.graph.options import beams_of
 from glassworks.graph.place import Plan
 from glassworks.graph.sites import SiteTable
 from glassworks.memory.arena import Arena

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from glassworks.errors import InputError
+from glassworks.graph.options import GENERATION_OPTIONS, check_options
 from glassworks.run.random import generator
 
 _SAMPLING = -2
 """Stands in the place of a node in the key of a draw."""
 
-_OWN = frozenset({"eos_token_id", "pad_token_id", "decoder_start_token_id", "do_sample"})
 _WARPERS = {
     "temperature": ("TemperatureLogitsWarper", 1.0),
     "top_k": ("TopKLogitsWarper", 0),
@@ -36,7 +36,6 @@ _PROCESSORS = {
     "suppress_tokens": ("SuppressTokensLogitsProcessor", None),
 }
 _UNTIL_EOS = frozenset({"min_length", "min_new_tokens"})
-_KNOWN = _OWN | set(_WARPERS) | set(_PROCESSORS) | {"num_beams"}
 _WITHOUT_EFFECT = frozenset({
     "_from_model_config", "transformers_version", "bos_token_id", "max_length", "max_new_tokens", "renormalize_logits",
     # of memory and speed
@@ -65,12 +64,12 @@ class Sampler:
     def __init__(
         self, defaults: Mapping[str, Any], options: Mapping[str, Any], *, prompt_length: int, device: Any
     ) -> None:
-        _check(options)
-        given = {**{k: v for k, v in defaults.items() if k in _KNOWN and v is not None}, **options}
+        check_options(options, without_effect=_settings())
+        given = {**{k: v for k, v in defaults.items() if k in GENERATION_OPTIONS and v is not None}, **options}
         if options.get("num_beams", 1) == 1:  # else transformers itself chooses
             _refuse_unknown(defaults, options)
         self.samples = bool(given.get("do_sample"))
-        self.eos = _ids("eos_token_id", given.get("eos_token_id"))
+        self.eos = _ids(given.get("eos_token_id"))
         self.pad, self.start = _pad(given, self.eos), start_of(given)
         extra = {"prompt_length_to_skip": prompt_length, "eos_token_id": self.eos, "device": device}
         self._processors = _made(_PROCESSORS, given, extra) + (_made(_WARPERS, given, extra) if self.samples else [])
@@ -118,42 +117,22 @@ class Sampler:
         return scores
 
 
-def beams_of(options: Mapping[str, Any]) -> int:
-    """How many beams each row has.
-
-    Raises:
-        InputError: it is not a number of beams.
-    """
-    beams = options.get("num_beams", 1)
-    if type(beams) is not int or beams < 1:
-        raise InputError(f"num_beams must be an int of at least 1, got {beams!r}")
-    return beams
-
-
 def start_of(defaults: Mapping[str, Any]) -> int:
     """The token that a decoder begins with, by the model's own settings."""
     start = defaults.get("decoder_start_token_id")
-    return _pad(defaults, _ids("eos_token_id", defaults.get("eos_token_id"))) if start is None else int(start)
+    return _pad(defaults, _ids(defaults.get("eos_token_id"))) if start is None else int(start)
 
 
 def _pad(given: Mapping[str, Any], eos: Sequence[int]) -> int:
-    own = _ids("pad_token_id", given.get("pad_token_id"))
+    own = _ids(given.get("pad_token_id"))
     return next(iter([*own, *eos]), 0)
-
-
-def _check(options: Mapping[str, Any]) -> None:
-    beams_of(options)
-    if not isinstance(options.get("do_sample", False), bool | None):
-        raise InputError(f"do_sample is true or false, got {options['do_sample']!r}")
-    if unknown := sorted(k for k, v in options.items() if k not in _KNOWN and (v is not None or k not in _settings())):
-        raise InputError(f"unknown generation options: {', '.join(unknown)}; known: {', '.join(sorted(_KNOWN))}")
 
 
 def _refuse_unknown(defaults: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     """InputError: plain `generate` would do something here that is not done."""
     neutral, own = _neutral(), _settings()
     for name, value in defaults.items():
-        if name not in own or name in _KNOWN - {"num_beams"} or name in _WITHOUT_EFFECT or name in options:
+        if name not in own or name in GENERATION_OPTIONS - {"num_beams"} or name in _WITHOUT_EFFECT or name in options:
             continue
         if value is not None and value is not False and value != neutral.get(name):
             raise InputError(
@@ -186,12 +165,9 @@ def settings_of(module: Any) -> dict[str, Any]:
     return {**_neutral(), **{name: value for name, value in settings.to_dict().items() if value is not None}}
 
 
-def _ids(name: str, value: Any) -> list[int]:
+def _ids(value: Any) -> list[int]:
     """The ids of an option that is one, several or none."""
-    found = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-    if any(type(item) is not int for item in found):
-        raise InputError(f"{name} is a token id, or a list of them; got {value!r}")
-    return found
+    return [] if value is None else [int(item) for item in value] if isinstance(value, list | tuple) else [int(value)]
 
 
 def _made(kinds: Mapping[str, tuple[str, Any]], given: Mapping[str, Any], extra: Mapping[str, Any]) -> list[Any]:

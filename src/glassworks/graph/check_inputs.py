@@ -12,13 +12,10 @@ from typing import Any
 from glassworks.errors import InputError, UnknownSite
 from glassworks.graph.backend import Generation, Inputs, Rows
 from glassworks.graph.limits import Limits, check_text, within
+from glassworks.graph.options import beams_of, check_options
 from glassworks.graph.sites import SiteTable
 from glassworks.graph.wire import Blob
 
-_OPTIONS = """bad_words_ids decoder_start_token_id do_sample eos_token_id epsilon_cutoff eta_cutoff min_length
-min_new_tokens min_p no_repeat_ngram_size num_beams pad_token_id repetition_penalty suppress_tokens temperature top_k
-top_p typical_p"""
-GENERATION_OPTIONS = frozenset(_OPTIONS.split())
 BEAMS = 16
 """How many beams a row may have."""
 LOOKED_INTO = 16
@@ -110,17 +107,8 @@ def _check_numbers(name: str, value: Blob, table: SiteTable, limits: Limits, whe
 def check_generation(generation: Generation, limits: Limits) -> None:
     """Refuse options that are not permitted, and more new tokens than are allowed."""
     within("max_new_tokens", generation.max_new_tokens, limits.max_new_tokens, "generate in several requests")
-    for name, value in generation.options.items():
-        if name not in GENERATION_OPTIONS:
-            raise InputError(
-                f"the generation option {name!r} is not permitted here; known: {sorted(GENERATION_OPTIONS)}"
-            )
-        if any(isinstance(leaf, str | Blob) for leaf in leaves(value)):
-            raise InputError(f"the generation option {name!r} must be a number, or a list of numbers")
-    beams = generation.options.get("num_beams", 1)
-    if type(beams) is not int or beams < 1:
-        raise InputError(f"the generation option 'num_beams' must be an int of at least 1, got {beams!r}")
-    within("num_beams", beams, BEAMS, "search with fewer beams")
+    check_options(generation.options)
+    within("num_beams", beams_of(generation.options), BEAMS, "search with fewer beams")
 
 
 def leaves(value: Any) -> Iterator[Any]:
