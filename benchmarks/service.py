@@ -190,6 +190,7 @@ def main() -> None:
         "rounds": options.rounds, "seconds": options.seconds, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
     }  # fmt: skip
     if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
         target = options.out / f"service_{found['about']['date']}.json"
         target.write_text(json.dumps(found, indent=1) + "\n")
         print(f"written to {target}")
