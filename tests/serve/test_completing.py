@@ -157,3 +157,30 @@ def test_a_graph_that_fails_fails_its_completion_alone(local: Any, connection: C
     given = [asked(connection, [[1, 2]], graph=t.graph), asked(connection, [[1, 2]])]
     assert (given[0].ended().status, type(given[0].ended().error)) == (422, IndexError)
     assert choices(given[1])[0]["tokens"] == local.complete([1, 2], max_new_tokens=12).tokens
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_what_a_graph_says_is_told_before_the_token_of_its_step(
+    local: Any, connection: Connection, streams: bool
+) -> None:
+    with local.generate(PROMPTS[0], max_new_tokens=12) as t, t.steps[:]:
+        gw.log("top", local.logits[0, -1].argmax())
+    prompts, graph = [ids(local, prompt) for prompt in PROMPTS], t.graph
+    told = []
+    for company in (0, 3):
+        others = [asked(connection, prompts[:1]) for _ in range(company)]
+        given = asked(connection, prompts, graph=graph, streams=streams)
+        found = choices(given)
+        for other in others:
+            choices(other)
+        events = [event[2:] for event in given.events if event[3] in ("token", "log")]
+        assert [source for source, *_ in events] == list(range(len(events)))
+        for k, (prompt, choice) in enumerate(zip(prompts, found, strict=True)):
+            expected = gw.Engine(local).submit(gw.Request(prompt, max_new_tokens=12, graph=graph)).wait()
+            own = [(kind, data) for _, kind, data in events if data["choice"] == k]
+            said = [data["entry"] for kind, data in own if kind == "log"]
+            assert [entry[0] for entry in said] == [entry.text for entry in expected.logs]
+            assert [entry[2] for entry in said] == list(range(len(choice["tokens"])))
+            assert [kind for kind, _ in own] == ["log", "token"] * len(said) if streams else ["log"] * len(said)
+        told.append(events)
+    assert told[0] == told[1]

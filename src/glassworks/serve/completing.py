@@ -3,8 +3,8 @@
 The check has made plain data of the words (`verdict`): prompts of ids, `n` choices of each, options, stop texts. What a
 client is shown of the result is not known here.
 
-Tokens are told in an order that depends on the job alone, choice after choice at each place, so that a run that is
-repeated says the same again: a choice that lags holds up the others.
+Tokens, and what a graph says, are told in an order that depends on the job alone, choice after choice at each place, so
+that a run that is repeated says the same again: a choice that lags holds up the others.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any
 from glassworks.client.content import split
 from glassworks.engine.requests import Reply, Request, Token
 from glassworks.graph.graph import Graph
+from glassworks.graph.logs import to_json
 from glassworks.serve.answers import Answer
 from glassworks.serve.openai import read, seeds_of
 from glassworks.serve.runner import JSON
@@ -43,7 +44,7 @@ class Completion(Task):
             )  # fmt: skip
             watch = partial(RunWatch, late, self.host.price(), job=self.order.job)
             self.attempts.append(Attempt(partial(_start, self, wanted), watch))
-        self._at = (0, 0)
+        self._at, self._told = (0, 0), [0] * len(self.attempts)
 
     def look(self) -> Answer | None:
         ended = [attempt.reply.wait() for attempt in self.attempts if attempt.has_ended()]
@@ -65,21 +66,33 @@ class Completion(Task):
         own = self.engine.spell(piece.id)
         return {"id": piece.id, "text": own, "logprob": piece.logprobs[piece.id], "top": top}
 
-    # Tokens as they come.
+    # Tokens as they come, each after what the graph has said up to it.
 
     def news(self) -> Iterator[Said]:
         place, choice = self._at
-        while self.order.streams:
+        while self.order.streams or self._verdict["graph"]:
             replies = [attempt.reply for attempt in self.attempts]
             if all(reply.done and place >= len(reply.tokens) for reply in replies):
+                for own in range(len(replies)):
+                    yield from self._logs(own)
                 return
             reply = replies[choice]
             if place < len(reply.tokens):
-                yield self._token(choice, place)
+                yield from self._logs(choice, place)
+                if self.order.streams:
+                    yield self._token(choice, place)
             elif not reply.done or reply.in_company:
                 return
             place, choice = (place, choice + 1) if choice + 1 < len(replies) else (place + 1, 0)
             self._at = place, choice
+
+    def _logs(self, choice: int, place: int | None = None) -> Iterator[Said]:
+        """What the graph of a choice has said and was not told yet: all, or up to a step."""
+        for entry in self.attempts[choice].reply.logs[self._told[choice] :]:
+            if place is not None and (entry.step or 0) > place:
+                return
+            self._told[choice] += 1
+            yield self.said("log", {"choice": choice, "experiment": 0, "entry": to_json(entry)})
 
     def _token(self, choice: int, place: int) -> Said:
         reply = self.attempts[choice].reply
