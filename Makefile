@@ -3,8 +3,8 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# Neighbouring tests in one process, which share the services that they start.
-TOGETHER := -n 2 --dist worksteal
+# Neighbouring tests in one process, which share the services that they start; three for two cores, as many wait for those.
+TOGETHER := -n 3 --dist worksteal
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
