@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# Neighbouring tests in one process, which share the services that they start; three for two cores, as many wait for those.
+# Neighbours share a process and the services that they start; many wait for those, hence three for two cores.
 TOGETHER := -n 3 --dist worksteal
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false

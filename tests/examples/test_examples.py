@@ -45,6 +45,7 @@ def test_it_runs_by_itself(path, tmp_path):
     ran = subprocess.run([sys.executable, path], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr
     assert SAYS[path.stem] in ran.stdout
+    assert not list(tmp_path.iterdir()), "an example leaves nothing behind"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

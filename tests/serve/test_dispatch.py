@@ -1,5 +1,6 @@
 """Jobs on their way to a worker and back, against a real ledger and a worker that the test plays over a real socket."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -438,3 +439,55 @@ def test_a_dispatcher_ends_while_the_disk_is_full(
     eventually(lambda: dispatcher.counts["running"] == 1)
     dispatcher.close()
     assert status(ledger, row) == "queued"
+
+
+def test_a_job_whose_end_cannot_be_kept_fails_and_others_go_on(
+    dispatcher: Dispatcher, worker: Played, ledger: Ledger, run: Callable[..., JobRow], monkeypatch: Any
+) -> None:
+    whole, faults = ledger.finish, iter([ValueError("no such column")])
+
+    def faulty(*given: Any, **named: Any) -> Any:
+        for fault in faults:
+            raise fault
+        return whole(*given, **named)
+
+    monkeypatch.setattr(ledger, "finish", faulty)
+    dispatcher.start()
+    bad, good = run(), run()
+    worker.appear()
+    eventually(lambda: bad.id in worker.got and good.id in worker.got)
+    worker.done(bad.id)
+    eventually(lambda: status(ledger, bad) == "failed")
+    worker.done(good.id)
+    eventually(lambda: status(ledger, good) == "done")
+    assert eventually(lambda: dispatcher.counts == {"queued": 0, "running": 0})
+
+
+def test_what_cannot_be_kept_does_not_keep_back_that_the_worker_has_gone(
+    dispatcher: Dispatcher, worker: Played, ledger: Ledger, run: Callable[..., JobRow], monkeypatch: Any
+) -> None:
+    whole, calls, go = ledger.note, [], threading.Event()
+
+    def faulty(*given: Any, **named: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 2:
+            raise ValueError("no such column")
+        assert go.wait(10)
+        return whole(*given, **named)
+
+    monkeypatch.setattr(ledger, "note", faulty)
+    dispatcher.start()
+    row = run()
+    worker.appear()
+    eventually(lambda: row.id in worker.got)
+    worker.events((row.id, 0, "log", {"text": "one"}))
+    eventually(lambda: calls)
+    worker.events((row.id, 1, "log", {"text": "two"}))
+    worker.die()
+    eventually(lambda: dispatcher._said.qsize() == 2)  # both are told of in one go
+    go.set()
+    worker.appear()
+    eventually(lambda: row.id in worker.got)
+    assert len(calls) == 2
+    worker.done(row.id)
+    eventually(lambda: status(ledger, row) == "done")

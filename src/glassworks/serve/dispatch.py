@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -275,31 +276,28 @@ class Dispatcher:
             batch = [self._said.get()]
             while not self._said.empty():
                 batch.append(self._said.get())
-            try:
-                self._settle_all([item for item in batch if item is not None])
-            except Exception:  # noqa: BLE001 - whatever it is, the next batch must not wait for ever
-                _LOG.exception("what a worker said could not be kept")
+            self._settle_all([item for item in batch if item is not None])
             if None in batch:
                 return
 
     def _settle_all(self, batch: Sequence[tuple[str, Any, Any]]) -> None:
-        """Events first: those of a job come before its end. A worker that has gone says nothing more."""
-        entries = [entry for kind, _, body in batch if kind == "events" for entry in json.loads(bytes(body))]
-        if entries:
-            self._note(entries)
+        """Events first: those of a job come before its end. A worker that has gone says nothing more. What cannot be
+        kept of it keeps back nothing else."""
+        events = [body for kind, _, body in batch if kind == "events"]
+        if events:
+            _guarded(lambda: self._note([entry for body in events for entry in json.loads(bytes(body))]))
         ended = [self._pool.submit(self._finish, head, body) for kind, head, body in batch if kind == "done"]
         for future in ended:
-            future.result()
+            _guarded(future.result)
         for kind, what, had in batch:
             if kind == "down":
-                try:
-                    self._died(what, had)
-                finally:
-                    with self._changed:
-                        self._unsettled -= 1
-                        self._changed.notify_all()
+                _guarded(partial(self._died, what, had))
+                with self._changed:
+                    self._unsettled -= 1
+                    self._changed.notify_all()
             elif kind == "lost":
-                self._requeue(what, "the worker had gone before the job came to it", suspect=False)
+                why = "the worker had gone before the job came to it"
+                _guarded(partial(self._requeue, what, why, suspect=False))
 
     def _note(self, entries: Sequence[Sequence[Any]]) -> None:
         with self._changed:
@@ -312,10 +310,21 @@ class Dispatcher:
 
     def _finish(self, head: dict[str, Any], body: bytearray) -> None:
         id, fence, status = head["job"], head["fence"], _STATUS.get(head["status"], FAILED)
-        if self._kept(lambda: self._ledger.finish(
-            id, fence, status=status, answer=head["status"], result=body, media=head["media"],
-            compute_s=head["compute_s"], data={},
-        )):  # fmt: skip
+        try:
+            ended = self._kept(lambda: self._ledger.finish(
+                id, fence, status=status, answer=head["status"], result=body, media=head["media"],
+                compute_s=head["compute_s"], data={},
+            ))  # fmt: skip
+        except RemoteError:  # this ends, and it is done once more by who comes after
+            raise
+        except Exception as error:
+            flight = self._flights.get(id)
+            if flight is not None and flight.fence == fence:
+                self._fail(
+                    flight, RemoteError(f"the service could not keep what this job came to ({type(error).__name__})")
+                )
+            raise
+        if ended:
             self._metrics.has_ended(self.model, status)
         self._land(id, fence=fence)
 
@@ -355,14 +364,15 @@ class Dispatcher:
             return
         over = [flight for flight in flights if flight.over_s is not None]
         for flight in over:  # first: how the worker ended takes a moment to be known, and theirs is known
-            self._fail(flight, _over(flight, self._limits))
+            _guarded(partial(self._fail, flight, _over(flight, self._limits)))
         left = [flight for flight in flights if flight.over_s is None]
         death = self._death(pid) if left else None
         for flight in left:
             if not over and self._flights.died(flight, from_outside=death is not None and death.from_outside):
-                self._fail(flight, _blamed(death))
+                _guarded(partial(self._fail, flight, _blamed(death)))
             else:
-                self._requeue(flight, f"the worker ended: {death or 'nobody saw how'}", suspect=not over)
+                why = f"the worker ended: {death or 'nobody saw how'}"
+                _guarded(partial(self._requeue, flight, why, suspect=not over))
 
     def _death(self, pid: int | None) -> Death | None:
         end = time.monotonic() + _DEATH_S
@@ -426,6 +436,13 @@ class Dispatcher:
             self._ledger.renew([(f.row.id, f.fence) for f in self._flights.values() if f.fence], lease_s=LEASE_S)
 
     _renewed_s = 0.0
+
+
+def _guarded(work: Callable[[], object]) -> None:
+    try:
+        work()
+    except Exception:  # noqa: BLE001 - whatever it is, nothing else must wait for ever
+        _LOG.exception("what a worker said could not be kept")
 
 
 def _kill(pid: int | None) -> None:
