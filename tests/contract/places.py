@@ -14,6 +14,7 @@ import glassworks as gw
 from contract.oracle import Oracle, build, oracle_of
 from contract.text import tokenizer
 from lines import told
+from undisturbed import undisturbed_service
 
 DECODERS = ("gpt2", "llama", "qwen3", "mixtral")
 PROMPT = [29, 68, 49, 86, 93]
@@ -136,12 +137,10 @@ class Services:
     def lab(self, family: str) -> tuple[Any, Any]:
         """What runs, and a lab connected to it."""
         if family not in self._labs:
-            from glassworks.serve.supervise import running_service
-
             path = str(self._folder(family))
             build(family).save_pretrained(path)
             tokenizer().save_pretrained(path)
-            running = self._open.enter_context(running_service(path))
+            running = self._open.enter_context(undisturbed_service(path))
             self._labs[family] = running, gw.connect(running.url, api_key=running.key)
         return self._labs[family]
 

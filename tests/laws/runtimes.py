@@ -14,6 +14,7 @@ import torch
 
 import glassworks as gw
 from families import FAMILIES
+from undisturbed import undisturbed_service
 
 SOURCE_ONLY = ("t5",)
 """Families with an encoder: a prompt is what the encoder reads."""
@@ -68,11 +69,9 @@ class Services:
 
     def model(self, family: str) -> Any:
         if family not in self._models:
-            from glassworks.serve.supervise import running_service
-
             path = str(self._folder(family))
             bare(family).save_pretrained(path)
-            running = self._open.enter_context(running_service(path))
+            running = self._open.enter_context(undisturbed_service(path))
             lab = gw.connect(running.url, api_key=running.key)
             [name] = lab.models()
             self._models[family] = lab.model(name)
