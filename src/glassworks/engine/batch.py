@@ -110,7 +110,7 @@ def placed(value: Any, device: torch.device | None) -> Any:
     """A tree of arguments with its tensors on the device of use."""
     if isinstance(value, torch.Tensor):
         own = value.clone() if value.is_inference() else value  # gradients may have to pass it
-        return own if device is None else own.to(device)
+        return own if device is None or own.device == device else own.to(device)
     if isinstance(value, TensorConstant | Blob):
         return placed(as_tensor(value), device)
     if isinstance(value, list | tuple) and type(value) in (list, tuple):

@@ -108,7 +108,8 @@ class PlainTables:
         if inputs is None or not inputs.invokes:
             return self._bare
         own = inputs.invokes[0]
-        key = (_shapes(own.args), _shapes(tuple(own.kwargs.items())), self._module.training, within)
+        named = _shapes(tuple(own.kwargs.items())) if own.kwargs else ()
+        key = (_shapes(own.args), named, self._module.training, within)
         table = self._by_shapes.get(key)
         return self._scanned(key, own, within) if table is None else table
 

@@ -85,15 +85,14 @@ class Watch:
     def __init__(self, owner: Modules, interpreters: Sequence[Interpreter]) -> None:
         self.token = owner.token
         self.interpreters = interpreters
-        lasts = [interpreter.last for interpreter in interpreters]
-        self.last = None if None in lasts or not lasts else max(lasts)  # type: ignore[type-var]
+        only = interpreters[0] if len(interpreters) == 1 else None
+        self.last = _last(interpreters) if only is None else only.last
         self.visits, self.inner = _visits(interpreters)
         self._modules = owner.by_path
         self._running: list[str] = []
-        self.spared = frozenset.intersection(*[i.forward.spared for i in interpreters]) if interpreters else frozenset()
+        self.spared = _spared(interpreters) if only is None else only.forward.spared
         self._calls: dict[str, int] = {}
-        only = interpreters[0] if len(interpreters) == 1 else None
-        self._only = only if only is not None and not only.forward.spared else None
+        self._only = None if self.spared else only
         # The short way: the first call of a module whose output, before the last event, is all that one graph asks for.
         self._outputs: dict[str, int] = {}
         if self._only is not None and not self.inner.ports:
@@ -174,7 +173,8 @@ class Watch:
         Raises:
             ModelError: names a site that it did not reach.
         """
-        asked = {event for i in self.interpreters for event in i.actions}
+        only = self._only
+        asked = {event for i in self.interpreters for event in i.actions} if only is None else only.actions
         if self._told - len(self._outputs) < len(asked) and all(i.step == 0 for i in self.interpreters):
             table = self.interpreters[0].table
             paths = sorted(
@@ -194,6 +194,17 @@ class Watch:
         like = next(t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor))
         shape = site.shape(interpreter.sizes)
         return built(event.structure, torch.zeros(shape, dtype=getattr(torch, site.dtype), device=like.device))
+
+
+def _last(interpreters: Sequence[Interpreter]) -> int | None:
+    """The last event that one of them needs; None: the model's own return is needed."""
+    lasts = [interpreter.last for interpreter in interpreters]
+    return None if None in lasts or not lasts else max(lasts)  # type: ignore[type-var]
+
+
+def _spared(interpreters: Sequence[Interpreter]) -> frozenset[str]:
+    """Modules that none of them needs."""
+    return frozenset.intersection(*[i.forward.spared for i in interpreters]) if interpreters else frozenset()
 
 
 def _visits(interpreters: Sequence[Interpreter]) -> tuple[Visits, Inner]:

@@ -53,23 +53,12 @@ class Modules:
         self._abandoned: list[tuple[Collection[str], Collection[str]]] = []
         self._lock = Lock()
 
-    @contextmanager
-    def watched(self, paths: Collection[str], watcher: Watcher, *, attending: Collection[str] = ()) -> Iterator[None]:
+    def watched(self, paths: Collection[str], watcher: Watcher, *, attending: Collection[str] = ()) -> "_Watched":
         """Within the block the watcher is told of these modules, in this context.
 
         `attending`: those whose attention function is to be seen (see `model.attention`).
         """
-        self.hold(paths)
-        if attending:
-            self.attend(attending)
-        token = WATCHING.set(watcher)
-        try:
-            yield
-        finally:
-            WATCHING.reset(token)
-            if attending:
-                self.attend_no_more(attending)
-            self.release(paths)
+        return _Watched(self, paths, watcher, attending)
 
     def attend(self, paths: Collection[str]) -> None:
         """Put our attention function before that of modules where nobody has yet."""
@@ -159,6 +148,27 @@ def _place(by_path: Mapping[str, torch.nn.Module], path: str) -> tuple[Mapping[s
         return {"": by_path[""]}, ""
     parent, _, name = path.rpartition(".")
     return by_path[parent]._modules, name
+
+
+class _Watched:
+    """Around a forward pass. No generator: a trace may be a pass of tens of microseconds."""
+
+    __slots__ = ("attending", "modules", "paths", "token", "watcher")
+
+    def __init__(self, modules: Modules, paths: Collection[str], watcher: Watcher, attending: Collection[str]) -> None:
+        self.modules, self.paths, self.watcher, self.attending = modules, paths, watcher, attending
+
+    def __enter__(self) -> None:
+        self.modules.hold(self.paths)
+        if self.attending:
+            self.modules.attend(self.attending)
+        self.token = WATCHING.set(self.watcher)
+
+    def __exit__(self, *error: object) -> None:
+        WATCHING.reset(self.token)
+        if self.attending:
+            self.modules.attend_no_more(self.attending)
+        self.modules.release(self.paths)
 
 
 def _wrapper(path: str, forward: Callable[..., Any], token: object) -> Callable[..., Any]:

@@ -3,13 +3,13 @@
 Tasks of one loop share its thread, and one may open a block while another waits inside of its own.
 """
 
-import asyncio
+from asyncio import _get_running_loop, current_task
 from collections.abc import Hashable
 from threading import get_ident
 
 
 def author() -> Hashable:
     """The task that runs here, or the thread's number."""
-    if asyncio._get_running_loop() is None:
+    if _get_running_loop() is None:
         return get_ident()
-    return asyncio.current_task() or get_ident()
+    return current_task() or get_ident()

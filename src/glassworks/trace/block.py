@@ -83,9 +83,9 @@ class Block:
     # Opening and closing.
 
     def __enter__(self) -> "Block":
+        self._check_alone()
         table = self._core.table
         if self._asks_for_sites:
-            self._check_alone()
             table = self._core.backend.sites(Inputs(tuple(self._rows)))
         return self._begin(table)
 
@@ -94,6 +94,7 @@ class Block:
         if self._asks_for_sites:
             self._check_alone()
             table = await asyncio.to_thread(self._core.backend.sites, Inputs(tuple(self._rows)))
+        self._check_alone()
         return self._begin(table)
 
     @property
@@ -108,7 +109,6 @@ class Block:
             )
 
     def _begin(self, table: SiteTable) -> "Block":
-        self._check_alone()
         core, own = self._core, author()
         recorder = self._kind(table, Value, core.prefix if self._has_edits else None)
         recorder.seed = self._seed
@@ -127,16 +127,22 @@ class Block:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if self._is_to_run(error):
-            with self._running():
+            try:
                 self._run()
+                self._own().failure = None
+            finally:
+                self._own().close()
 
     async def __aexit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if self._is_to_run(error):
-            with self._running():
+            try:
                 await self._run_async()
+                self._own().failure = None
+            finally:
+                self._own().close()
 
     def _is_to_run(self, error: BaseException | None) -> bool:
-        """End the block: what was written is fixed. Whether it is to run now."""
+        """End the block: what was written is fixed. Whether it is to run now; if that fails, nothing is saved."""
         recorder = self._own()
         forget(self._core, author(), recorder)
         if error is not None:
@@ -161,18 +167,8 @@ class Block:
             recorder.sealed = True
             recorder.partner.adopt(self)
             return False
-        return True
-
-    @contextmanager
-    def _running(self) -> Iterator[None]:
-        """Around the run; what was saved are results after it, or nothing."""
-        recorder = self._own()
         recorder.failure = "the run of the block ended with an error, so nothing was computed"
-        try:
-            yield
-            recorder.failure = None
-        finally:
-            recorder.close()
+        return True
 
     def __repr__(self) -> str:
         recorder = self._recorder
