@@ -63,9 +63,8 @@ COMMANDS = {
         "--rows",
         "--kv-device",
         "--kv-host",
-        "--run-s",
-        "--day-s",
-        "--max-jobs",
+        "--limit",
+        "--quota",
     ],
 }
 
@@ -300,6 +299,40 @@ def test_serve_refuses_what_its_worker_could_not_take_before_it_starts_one(run, 
     assert code == 2
     assert message in err
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "message"),
+    [
+        ("--limit", "tokens", r"--limit takes name=number; the names are body_bytes, .*, check_bytes; got 'tokens'"),
+        ("--limit", "days=3", "--limit takes name=number; the names are body_bytes"),
+        ("--limit", "rows=many", "--limit rows takes a whole number, got 'many'"),
+        ("--limit", "held_bytes=16 pounds", "a size is a number of bytes, or a text such as '64MiB'"),
+        ("--quota", "streams=0", "the quota streams is an int of at least 1, got 0"),
+        ("--quota", "run_s=3", "--quota takes name=number; the names are unfinished_jobs"),
+    ],
+)
+def test_serve_says_what_is_no_limit(run, tmp_path, option, given, message):
+    code, _, err = run("serve", "toy", option, given, "--state", tmp_path / "state")
+    assert code == 2
+    assert re.search(message, " ".join(err.split()))
+    assert not (tmp_path / "state").exists()
+
+
+def test_limits_and_quotas_reach_the_service(run, tmp_path, monkeypatch):
+    from glassworks.graph.limits import Limits
+    from glassworks.serve import supervise
+    from glassworks.serve.quotas import Quotas
+
+    served = {}
+    monkeypatch.setattr(supervise, "serve", lambda model, **options: served.update(options))
+    given = ["--limit", "rows=64", "--limit", "held_bytes=1.5GiB", "--quota", "compute_s=60"]
+    assert run("serve", "toy", *given, "--state", tmp_path / "state")[0] == 0
+    assert served["limits"] == Limits(rows=64, held_bytes=3 * 2**29)
+    assert served["quotas"] == Quotas(compute_s=60)
+    code, _, err = run("serve", "toy", "--limit", "rows=1", "--limit", "rows=2", "--state", tmp_path / "state")
+    assert code == 2
+    assert "--limit rows was given twice" in err
 
 
 # demo

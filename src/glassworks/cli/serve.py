@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from glassworks.cli.extras import need
+from glassworks.cli.figures import figures
 from glassworks.cli.state import STATE, StateFolder
 from glassworks.errors import InputError
 
@@ -29,9 +30,14 @@ def serve(
     rows: Annotated[int, typer.Option(help="Rows of a forward pass at most.", min=1)] = 32,
     kv_device: Annotated[str, typer.Option(help="Memory for keys and values on the device.")] = "1GiB",
     kv_host: Annotated[str, typer.Option(help="And off it, for those whose turn it is not.")] = "2GiB",
-    run_s: Annotated[int, typer.Option(help="Seconds of compute of one job at most.", min=1)] = 600,
-    day_s: Annotated[int, typer.Option(help="Seconds of compute of one key in a day.", min=1)] = 86400,
-    max_jobs: Annotated[int, typer.Option(help="Jobs of one key that wait or run.", min=1)] = 4096,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="What one request may ask for, such as max_new_tokens=256; repeat it for more."),
+    ] = None,
+    quota: Annotated[
+        list[str] | None,
+        typer.Option(help="What one key may have, such as compute_s=3600 (a day); repeat it for more."),
+    ] = None,
 ) -> None:
     """Example: glassworks serve toy --port 8000
 
@@ -49,6 +55,7 @@ def serve(
         raise InputError(f"--policy is one of {', '.join(POLICIES)}; got {policy!r}")
     for size in (kv_device, kv_host):
         size_bytes(size)
+    limits, quotas = figures(Limits, "--limit", limit or ()), figures(Quotas, "--quota", quota or ())
     keys = tuple(api_key or ())
 
     def ready(running: "Running") -> None:
@@ -63,7 +70,6 @@ def serve(
         print(f'  model = lab.model("{model}")\n\nCtrl-C stops it.', flush=True)
 
     supervise.serve(
-        model, host=host, port=port, state=state, keys=keys, limits=Limits(run_s=run_s),
-        quotas=Quotas(compute_s=day_s, unfinished_jobs=max_jobs), on_ready=ready,
+        model, host=host, port=port, state=state, keys=keys, limits=limits, quotas=quotas, on_ready=ready,
         worker_options=("--policy", policy, "--rows", str(rows), "--kv-device", kv_device, "--kv-host", kv_host),
     )  # fmt: skip
