@@ -7,6 +7,8 @@ STAMP  := $(VENV)/.installed
 TOGETHER := -n 3 --dist worksteal
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# The tests start a hundred processes: what is compiled once is kept, wherever that is usually switched off.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test test-all fuzz check format docs bench toy clean
 

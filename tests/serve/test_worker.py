@@ -337,6 +337,7 @@ def test_a_second_connection_waits_for_its_turn(local: Any, process: Process) ->
     waiting.close()
 
 
+@pytest.mark.slow  # tests/serve/test_endless.py is quicker, and of a whole service
 def test_a_job_that_computes_too_long_is_ended_and_no_other_is(local: Any) -> None:
     limits = Limits(max_new_tokens=100_000, tokens=2**20, request_flops=2**60, request_bytes=2**60, run_s=1)
     with worker("toy", limits=limits) as process:
@@ -416,9 +417,8 @@ def test_a_worker_ends_with_whoever_holds_its_lifeline() -> None:
 # Other models.
 
 
-@pytest.mark.parametrize(
-    "family", ["t5", pytest.param("bloom", marks=pytest.mark.slow), pytest.param("mamba", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["t5", "bloom", "mamba"])
 def test_families_that_are_not_packed(tmp_path: Path, family: str) -> None:
     module = FAMILIES["t5"]() if family == "t5" else of_type(family)()
     module.save_pretrained(tmp_path)
