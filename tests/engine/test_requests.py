@@ -246,7 +246,7 @@ class Once:
         )
 
 
-@pytest.mark.parametrize("family", ["llama", "bloom"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("bloom", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("place", ["leaving", "host", "coming"])
 def test_calling_off_wherever_keys_and_values_are(family: str, place: str) -> None:
     model, bare = model_of(family)

@@ -13,7 +13,7 @@ from laws.experiments import by_hooks, by_language, experiments, patches, record
 from laws.runtimes import Runtime
 
 FEW = settings(
-    max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck),
+    max_examples=6, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck),
     phases=(Phase.generate,),
 )  # fmt: skip
 MANY = settings(

@@ -292,7 +292,7 @@ def judged(local: Any, body: bytes, status: int, answer: bytes, reached: int) ->
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [200, pytest.param(5000, marks=pytest.mark.slow)])
 def test_mutated_requests(watched: Watched, local: Any, seeds: list[bytes], count: int) -> None:
     outcomes: Counter[str] = Counter()
     wrong: list[str] = []
