@@ -3,7 +3,9 @@
 First each is alone in the worker; then several people submit all of them at once, in another order.
 """
 
+import os
 import random
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,7 +34,7 @@ def strangers(running: Running, toy: Any, *, count: int, seed: int) -> None:
     alone = {number: outcome(people[number % 3], number) for number in numbers}
     assert len({own.kind for own in alone.values()}) > 8
     passes, rows = (figure(running, f"glassworks_worker_{name}_total") for name in ("passes", "rows"))
-    among = all_at_once(people, random.Random(seed).sample(numbers, count))
+    among = all_at_once(running, people, random.Random(seed).sample(numbers, count))
     passes = figure(running, "glassworks_worker_passes_total") - passes
     rows = figure(running, "glassworks_worker_rows_total") - rows
     print(f"{count} jobs, {rows / passes:.1f} rows a pass")
@@ -43,10 +45,20 @@ def strangers(running: Running, toy: Any, *, count: int, seed: int) -> None:
     check_books(books_of(running.state))
 
 
-def all_at_once(people: list[Any], numbers: list[int]) -> dict[int, Outcome]:
-    """Each work by another person than the one that had it alone."""
+def all_at_once(running: Running, people: list[Any], numbers: list[int]) -> dict[int, Outcome]:
+    """Each work by another person than the one that had it alone. The first forty find the worker standing still, so
+    that they have company however slowly they come."""
+
+    def begun_by_another(number: int) -> Any:
+        return begin(people[(number + 1) % 3], number, wait=False)
+
     with ThreadPoolExecutor(16) as pool:
-        begun = list(pool.map(lambda number: begin(people[(number + 1) % 3], number, wait=False), numbers))
+        os.kill(running.worker, signal.SIGSTOP)
+        try:
+            begun = list(pool.map(begun_by_another, numbers[:40]))
+        finally:
+            os.kill(running.worker, signal.SIGCONT)
+        begun += pool.map(begun_by_another, numbers[40:])
         return dict(zip(numbers, pool.map(lambda each: each[1](), begun), strict=True))
 
 
