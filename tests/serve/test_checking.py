@@ -49,7 +49,7 @@ def encoded(*experiments: Experiment) -> bytes:
 
 
 def slow() -> bytes:
-    """Writes and reads of one site, each concerning each: placement takes seconds."""
+    """Writes and reads of one site, each concerning each: placement takes long."""
     nodes = [Node("input", "x", (), (), (), ALL_ROWS, None)]
     for _ in range(9000):
         nodes.append(Node("write", "a.output", (Ref(0),), (), (0,), 0, None))
@@ -87,12 +87,12 @@ def test_a_good_request_passes_and_a_bad_one_is_refused(pool: CheckerPool, exper
 
 def test_a_check_that_takes_too_long_is_ended_and_the_next_goes_on(pool: CheckerPool, experiment: Any) -> None:
     assert asked(pool, encoded(experiment()))[0] == 200
-    before = process_of(pool)
+    before, body = process_of(pool), slow()  # half a minute, if nobody ended it
     start = time.monotonic()
-    status, error = asked(pool, slow())
+    status, error = asked(pool, body)
     assert (status, type(error)) == (422, LimitExceeded)
     assert "check_s: the check of this request was not done after 2 s, 2 s allowed" in str(error)
-    assert time.monotonic() - start < 2 * LIMITS.check_s
+    assert time.monotonic() - start < 5 * LIMITS.check_s
     assert not Path(f"/proc/{before}").exists()
     assert asked(pool, encoded(experiment()))[0] == 200
     assert process_of(pool) != before

@@ -121,17 +121,17 @@ def test_one_experiment_at_a_time_and_health_beside_it(
     running: Running, transport: HTTPTransport, experiment: Any
 ) -> None:
     backend = RemoteBackend(transport, "small")
-    slow = [experiment(("mul", 0.6))]
+    slow = [experiment(("mul", 1.5))]
     threads = [threading.Thread(target=backend.run_session, args=(slow,)) for _ in range(2)]
     start = time.monotonic()
     for thread in threads:
         thread.start()
     time.sleep(0.2)
     assert httpx.get(f"{running.url}/healthz", trust_env=False).status_code == 200
-    assert time.monotonic() - start < 0.6
+    assert time.monotonic() - start < 1.5
     for thread in threads:
         thread.join()
-    assert time.monotonic() - start > 1.2
+    assert time.monotonic() - start > 3.0
 
 
 def test_the_web_process_holds_no_torch(running: Running) -> None:

@@ -266,7 +266,7 @@ def test_who_waits_does_not_hold_up_others(running: Running, experiment: Any) ->
     """Long questions about one job, and health and other jobs are answered all the while."""
     with HTTPTransport(running.url, api_key="gw-a") as transport:
         backend = RemoteBackend(transport, "small")
-        job = backend.submit([experiment(("mul", 1.0))])
+        job = backend.submit([experiment(("mul", 3.0))])
         threads = [threading.Thread(target=RemoteJob(transport, job.id).wait) for _ in range(40)]
         for thread in threads:
             thread.start()
@@ -274,7 +274,7 @@ def test_who_waits_does_not_hold_up_others(running: Running, experiment: Any) ->
         for _ in range(5):
             assert ask(transport, "GET", "/healthz")[0] == 200
             assert ask(transport, "GET", "/v1/models")[0] == 200
-        assert time.monotonic() - start < 1.0
+        assert time.monotonic() - start < 3.0
         for thread in threads:
             thread.join()
 
