@@ -1,6 +1,7 @@
 """Lets tests import what they share (`from families import ...`): pytest's importlib mode adds no folder.
 
-Tests of different files that use one service stand next to each other, so that as few processes as can be start it.
+Tests of different files that use one service stand next to each other, so that as few processes as can be start it;
+and first, since they wait most.
 """
 
 import sys
@@ -20,14 +21,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(_SLOW_TIMEOUT_S))
-    items.sort(key=lambda item: _service(item) or "without")
+    items.sort(key=lambda item: (not _service(item), _service(item)))
 
 
 def _service(item: pytest.Item) -> str:
     """The service that a test shares with others; empty: none."""
     names = getattr(item, "fixturenames", ())
-    callspec = getattr(item, "callspec", None)
-    params = callspec.params.values() if callspec is not None else ()
-    served = [f"http {family}" for family, kind in (p for p in params if isinstance(p, tuple) and len(p) == 2)
-              if kind == "http"]  # fmt: skip
-    return next((name for name in _SHARED if name in names), served[0] if served else "")
+    params = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    shared = [name for name in _SHARED if name in names]
+    served = [f"http {param[0]}" for param in params if isinstance(param, tuple) and param[1:] == ("http",)]
+    return next(iter(shared + served), "")

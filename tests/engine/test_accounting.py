@@ -30,7 +30,14 @@ def slow_graph(model: Any) -> Graph:
 
 @pytest.mark.parametrize(
     ("family", "clock"),
-    [("llama", None), ("bloom", None), ("llama", "virtual"), ("bloom", "virtual"), ("mamba", "virtual")],
+    [
+        ("llama", None),
+        ("bloom", None),
+        pytest.param("mamba", None, marks=pytest.mark.slow),
+        ("llama", "virtual"),
+        ("bloom", "virtual"),
+        ("mamba", "virtual"),
+    ],
 )
 def test_the_seconds_of_all_requests_are_those_of_the_iterations(family: str, clock: str | None) -> None:
     model = model_of(family)

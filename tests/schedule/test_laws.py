@@ -25,7 +25,7 @@ def linear(**more):
 
 @pytest.fixture(scope="module")
 def workload():
-    return arrivals("lognormal", count=120, seed=3, rows=ROWS)
+    return arrivals("lognormal", count=200, seed=3, rows=ROWS)
 
 
 @pytest.mark.parametrize("policy", NAMES)
@@ -110,7 +110,7 @@ def test_the_same_seed_gives_the_same_run(policy):
 
 
 def test_the_seed_of_predictions_matters_only_where_something_is_predicted():
-    workload = arrivals("lognormal", count=120, seed=0, rows=4)
+    workload = arrivals("lognormal", count=200, seed=0, rows=4)
     for policy, same in (("mlfq", True), ("srpt-predicted", False)):
         runs = [simulate(workload, policy=policy, rows=4, seed=seed).latency_s for seed in (0, 1)]
         assert np.array_equal(*runs) is same

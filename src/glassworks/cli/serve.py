@@ -36,7 +36,7 @@ def serve(
     ] = None,
     quota: Annotated[
         list[str] | None,
-        typer.Option(help="What one key may have, such as compute_s=3600 (a day); repeat it for more."),
+        typer.Option(help="What one key may have, such as unfinished_jobs=64; repeat it for more."),
     ] = None,
 ) -> None:
     """Example: glassworks serve toy --port 8000
